@@ -1,0 +1,154 @@
+"""The six operations on the tasks of a user."""
+
+import re
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
+
+from backend.api import paging
+from backend.api.strict_json import StrictJsonRoute
+from backend.core.db import SessionDep
+from backend.core.errors import invalid
+from backend.core.types import MAX_OFFSET, QueryFlag, SearchWords
+from backend.models import task as tasks
+from backend.models.task import TaskCreate, TaskPublic, TaskRow, TaskToggle, TaskUpdate
+
+UserId = Annotated[UUID, Path(description="The user whose tasks these are.")]
+TaskId = Annotated[UUID, Path(description="The task's `id`.")]
+IfMatch = Annotated[
+    str | None,
+    Header(description="The task's `ETag` as last seen: if it has another by now, 412, and nothing changes."),
+]
+IfNoneMatch = Annotated[str | None, Header(description="An `ETag`: if the task still has it, 304 without a body.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern="^[ -~]+$",
+        description="A text that is new for each task: sent again, it gives the task that was made the first time.",
+    ),
+]
+
+router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=StrictJsonRoute)
+
+
+@router.post("", status_code=201, response_model=TaskPublic)
+async def create_task(
+    request: Request, session: SessionDep, user_id: UserId, task: TaskCreate, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Create a task. The user needs no making: it comes with the first task."""
+    row = await tasks.create(session, user_id, task, idempotency_key)
+    response = _task(row, 201)
+    response.headers["Location"] = f"{request.url.path}/{row.id}"
+    if idempotency_key is not None and row.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+@router.get("", response_model=list[TaskPublic])
+async def list_tasks(
+    request: Request,
+    session: SessionDep,
+    user_id: UserId,
+    completed: Annotated[QueryFlag | None, Query(description="Only tasks that are, or are not, completed.")] = None,
+    q: Annotated[
+        SearchWords | None,
+        Query(description="Only tasks whose title has each of these words in it, whatever their case."),
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many tasks at the most.")] = 50,
+    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="How many tasks to leave out first.")] = 0,
+    cursor: Annotated[
+        str | None, Query(description="From the `next` of a `Link` header; not together with `offset`.")
+    ] = None,
+    total: Annotated[QueryFlag, Query(description="Also count all tasks that match, in `X-Total-Count`.")] = False,
+) -> Response:
+    """List the user's tasks, newest first, in pages: `Link` says where the next one is."""
+    by_offset = "offset" in request.query_params
+    if by_offset and cursor is not None:
+        raise invalid("cursor", "Cursor should not be used together with offset")
+    after = paging.decode_cursor(cursor) if cursor is not None else None
+    page = await tasks.page(
+        session, user_id, completed=completed, q=q, limit=limit, offset=offset, after=after, total=total
+    )
+    headers = {}
+    if link := paging.link(request, limit, offset if by_offset else None, page.following):
+        headers["Link"] = link
+    if page.total is not None:
+        headers["X-Total-Count"] = str(page.total)
+    return Response(page.body, media_type="application/json", headers=headers)
+
+
+@router.get("/{task_id}", response_model=TaskPublic)
+async def get_task(
+    session: SessionDep, user_id: UserId, task_id: TaskId, if_none_match: IfNoneMatch = None
+) -> Response:
+    """Get one task."""
+    row = await tasks.get(session, user_id, task_id)
+    if row is None:
+        raise _no_such_task()
+    if if_none_match is not None and (if_none_match.strip() == "*" or row.etag in _etags(if_none_match)):
+        return Response(status_code=304, headers={"ETag": row.etag})
+    return _task(row)
+
+
+@router.put("/{task_id}", response_model=TaskPublic)
+async def update_task(
+    session: SessionDep, user_id: UserId, task_id: TaskId, change: TaskUpdate, if_match: IfMatch = None
+) -> Response:
+    """Change a task: fields left out stay as they are."""
+    expected = _expected(if_match)
+    row = await tasks.update(session, user_id, task_id, change, expected)
+    if row is None:
+        raise await _refusal(session, user_id, task_id, expected)
+    return _task(row)
+
+
+@router.patch("/{task_id}/complete", response_model=TaskPublic)
+async def toggle_task(
+    session: SessionDep,
+    user_id: UserId,
+    task_id: TaskId,
+    wish: Annotated[TaskToggle | None, Body()] = None,
+    if_match: IfMatch = None,
+) -> Response:
+    """Flip a task between open and completed; with a body, set it, which a client can repeat safely."""
+    expected = _expected(if_match)
+    row = await tasks.toggle(session, user_id, task_id, wish.completed if wish else None, expected)
+    if row is None:
+        raise await _refusal(session, user_id, task_id, expected)
+    return _task(row)
+
+
+@router.delete("/{task_id}", status_code=204)
+async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Delete a task for good."""
+    expected = _expected(if_match)
+    if not await tasks.delete(session, user_id, task_id, expected):
+        raise await _refusal(session, user_id, task_id, expected)
+    return Response(status_code=204)
+
+
+def _task(row: TaskRow, status: int = 200) -> Response:
+    return Response(row.body, status, {"ETag": row.etag}, "application/json")
+
+
+def _etags(header: str, *, weak: bool = True) -> list[str]:
+    """The entity tags in a header (RFC 9110, section 8.8.3); a weak one as its strong twin, or left out."""
+    return [tag for prefix, tag in re.findall(r'(W/)?("[^"]*")', header) if weak or not prefix]
+
+
+def _expected(if_match: str | None) -> list[str] | None:
+    # Strong comparison (RFC 9110, section 13.1.1); "*" asks for no more than that the task exists.
+    return None if if_match is None or if_match.strip() == "*" else _etags(if_match, weak=False)
+
+
+async def _refusal(session: SessionDep, user_id: UUID, task_id: UUID, expected: list[str] | None) -> HTTPException:
+    if expected is not None and await tasks.get(session, user_id, task_id) is not None:
+        return HTTPException(412, "The task has changed: its ETag is not the one in If-Match.")
+    return _no_such_task()
+
+
+def _no_such_task() -> HTTPException:
+    return HTTPException(404, "There is no such task.")

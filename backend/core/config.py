@@ -1,0 +1,89 @@
+"""What an operator may set, from the environment or `.env`; `.env.example` explains each."""
+
+import sys
+from typing import Annotated, Literal, NoReturn, Self
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+STARTUP_FAILURE = 3
+"""Exit status that tells uvicorn's supervisor not to start the worker again (`uvicorn.config.STARTUP_FAILURE`)."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _libpq_url(value: object) -> object:
+    if isinstance(value, str):
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql:// or postgres://")
+        try:
+            parse_dsn(value)
+        except psycopg2.Error:
+            # libpq's own message may quote a part of the password.
+            raise ValueError("is not a connection string that PostgreSQL understands") from None
+    return value
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Raises `ValidationError` for a wrong one."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    database_url: Annotated[SecretStr | None, BeforeValidator(_libpq_url)] = None
+    environment: Annotated[Literal["development", "production"], BeforeValidator(_lower)] = "development"
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ("http://localhost:3000",)
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
+    db_pool_timeout: Annotated[float, Field(gt=0, le=3600)] = 5
+    auth_jwks_url: HttpUrl | None = None
+    auth_issuer: str | None = None
+    auth_audience: str | None = None
+    auth_disabled: bool = False
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        auth = {
+            "AUTH_JWKS_URL": self.auth_jwks_url,
+            "AUTH_ISSUER": self.auth_issuer,
+            "AUTH_AUDIENCE": self.auth_audience,
+        }
+        missing = [name for name, value in auth.items() if value is None]
+        if missing and len(missing) < len(auth):
+            raise ValueError(
+                f"{' and '.join(missing)} must be set too: authentication takes {', '.join(auth)} together"
+            )
+        if self.environment == "production":
+            if self.database_url is None:
+                raise ValueError("DATABASE_URL must be set when ENVIRONMENT=production")
+            if missing and not self.auth_disabled:
+                raise ValueError("AUTH_JWKS_URL must be set when ENVIRONMENT=production, or AUTH_DISABLED=true")
+        if not missing and self.auth_disabled:
+            raise ValueError("AUTH_DISABLED=true contradicts AUTH_JWKS_URL: unset one of them")
+        return self
+
+
+def load_settings() -> Settings:
+    """Read the settings, or end the process with one line that names what is wrong and never quotes a value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        stop("; ".join(f"{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}".strip() for e in error.errors()))
+
+
+def stop(reason: str) -> NoReturn:
+    """End a start that cannot succeed: one line on standard error, and no second attempt by a supervisor."""
+    print(f"Cannot start: {reason}", file=sys.stderr)
+    raise SystemExit(STARTUP_FAILURE)

@@ -1,0 +1,127 @@
+"""The session: what runs statements for the routers, on a pool of connections."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
+
+import psycopg2
+from fastapi import Depends, Request
+from opentelemetry import trace
+
+from backend.core.connection import Connection, ConnectionLost, Parameter, connection_string
+from backend.core.errors import DOUBTFUL, UNTOUCHED, from_sqlstate, unavailable
+
+logger = logging.getLogger(__name__)
+tracer = trace.get_tracer(__name__)
+
+Row = TypeVar("Row", bound=NamedTuple)
+
+
+class Statement(NamedTuple, Generic[Row]):
+    """One SQL statement with `%(name)s` parameters: what logs call it, and what its rows are."""
+
+    name: str
+    row: type[Row]
+    sql: str
+
+
+Effect = Literal["read", "idempotent", "once"]
+"""Whether a statement may be sent again where a broken connection leaves open if it was carried out: `read` writes
+nothing, `idempotent` done twice is as done once (RFC 9110, section 9.2.2), `once` must not be repeated."""
+
+
+class Session:
+    """Runs statements, each a transaction of its own, on at most `size` connections; requests take turns in order.
+
+    Nobody waits longer than `timeout` seconds for a turn, nor then for the database.
+    """
+
+    def __init__(self, url: str, size: int, timeout: float) -> None:
+        self._dsn = connection_string(url)
+        self._size = size
+        self._timeout = timeout
+        self._turns = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+
+    async def fetch(
+        self, statement: Statement[Row], parameters: Mapping[str, Parameter], *, effect: Effect
+    ) -> Row | None:
+        """Run `statement` in one round trip; its first row, or None where it has none.
+
+        A connection that breaks is replaced and the statement repeated once where that does no harm. Raises
+        HTTPException 503 where the database cannot be reached, is too slow or lets go: its detail says whether
+        something may have been written.
+        """
+        if not trace.get_current_span().is_recording():
+            return await self._in_turn(statement, parameters, effect)
+        attributes = {"db.system.name": "postgresql", "db.query.text": statement.sql}
+        with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):
+            return await self._in_turn(statement, parameters, effect)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _in_turn(
+        self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect
+    ) -> Row | None:
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._turns.acquire()
+            except TimeoutError:
+                logger.warning("no turn within %g s: all %d connections are busy", self._timeout, self._size)
+                raise unavailable("All connections to the database are busy") from None
+        else:
+            await self._turns.acquire()
+        try:
+            return await self._run(statement, parameters, effect)
+        finally:
+            self._turns.release()
+
+    async def _run(self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect) -> Row | None:
+        outcome = UNTOUCHED
+        try:
+            async with asyncio.timeout(self._timeout):
+                for may_repeat in (effect != "once", False):
+                    connection = await self._take()
+                    before, outcome = outcome, UNTOUCHED if effect == "read" else DOUBTFUL
+                    try:
+                        row = await connection.execute(statement.sql, parameters)
+                        return None if row is None else statement.row(*row)
+                    except psycopg2.Error as error:
+                        raise from_sqlstate(error, before) from error
+                    except ConnectionLost as lost:
+                        if not may_repeat:
+                            raise
+                        logger.warning("%s is repeated: %s", statement.name, lost)
+                    finally:
+                        if not connection.closed:
+                            self._idle.append(connection)
+        except ConnectionLost as lost:
+            logger.warning("%s failed: %s", statement.name, lost)
+            raise unavailable("The database cannot be reached", outcome) from None
+        except TimeoutError:
+            logger.warning("%s failed: no answer within %g s", statement.name, self._timeout)
+            raise unavailable("The database did not answer in time", outcome) from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _take(self) -> Connection:
+        # Last in, first out: under little load few connections stay warm and the others may be closed.
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable():
+                return connection
+            connection.close()
+        return await Connection.open(self._dsn)
+
+
+async def get_session(request: Request) -> Session:
+    """The process's session, made at start."""
+    session: Session = request.state.session
+    return session
+
+
+SessionDep = Annotated[Session, Depends(get_session)]

@@ -1,0 +1,106 @@
+"""The one place where errors become responses: JSON, with a sentence for people and nothing of the inside."""
+
+import logging
+from collections.abc import Sequence
+
+import psycopg2
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+UNTOUCHED = "nothing was written"
+DOUBTFUL = "it may have been written or not"
+
+# SQLSTATE classes (PostgreSQL, appendix A) that speak of the server's state and not of the statement: connection,
+# resources, operator intervention; and a server that is read-only while another takes over.
+_UNAVAILABLE_CLASSES = ("08", "53", "57")
+_READ_ONLY = "25006"
+_SCHEMA_MISSING = ("42P01", "42703", "3F000")
+
+
+def unavailable(reason: str, outcome: str = UNTOUCHED) -> HTTPException:
+    """503: the service works, the database does not; `outcome` says what became of a write."""
+    return HTTPException(503, f"{reason}; {outcome}.", {"Retry-After": "1"})
+
+
+def unauthorized(reason: str) -> HTTPException:
+    """401 with the challenge of RFC 6750."""
+    return HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
+
+
+def invalid(parameter: str, message: str) -> RequestValidationError:
+    """422 for a query parameter whose rule no type can express."""
+    return RequestValidationError([{"type": "value_error", "loc": ("query", parameter), "msg": message}])
+
+
+def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
+    """What a client is told of an error PostgreSQL answered with: 503, or the error itself (a bug, so 500)."""
+    code = error.pgcode or ""
+    if code in _SCHEMA_MISSING:
+        return unavailable("The database's schema is missing or behind: run `alembic upgrade head`", outcome)
+    if code.startswith(_UNAVAILABLE_CLASSES) or code == _READ_ONLY:
+        return unavailable("The database cannot answer now", outcome)
+    return error
+
+
+def _problem(status: int, detail: object, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request)
+    return _problem(error.status_code, error.detail, headers)
+
+
+def _allowed(request: Request) -> str:
+    # Starlette names the methods of the first route that matches the path, RFC 9110 wants those of the resource.
+    path = request.scope["route"].path
+    routes = (route for route in iter_route_contexts(request.app.routes) if route.path == path)
+    return ", ".join(sorted(method for route in routes for method in route.methods or ()))
+
+
+async def _unprocessable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors: Sequence[dict[str, object]] = error.errors()
+    if any(e["type"] == "json_invalid" for e in errors):
+        return _problem(400, "The body is not valid JSON.")
+    return _problem(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in errors])
+
+
+def _message(error: dict[str, object]) -> object:
+    # pydantic's sentence for a UUID quotes a character of the input.
+    return "Input should be a valid UUID" if error["type"] == "uuid_parsing" else error["msg"]
+
+
+class InternalErrors:
+    """ASGI middleware that answers what nobody foresaw with a 500 that says nothing of the inside.
+
+    Starlette's own stands outside all other middleware, so that its response lacks CORS headers and X-Request-ID.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:  # whatever it is, it is a bug and belongs in the log
+            if scope["type"] != "http":
+                raise
+            logger.exception("unhandled error")
+            await _problem(500, "Something went wrong on our side.")(scope, receive, send)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be answered here; to be called before other middleware is added."""
+    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_middleware(InternalErrors)

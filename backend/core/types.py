@@ -1,0 +1,46 @@
+"""Text and numbers that carry their bounds, for bodies, queries and headers alike."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints
+from pydantic_core import PydanticCustomError
+
+MAX_OFFSET = 2**31 - 1
+
+
+def _without_nul(text: str) -> str:
+    # PostgreSQL's text cannot hold it. Lone surrogates, which it cannot hold either, are refused by pydantic's str.
+    if "\0" in text:
+        raise PydanticCustomError("string_nul", "String should not contain U+0000")
+    return text
+
+
+def _true_or_false(value: object) -> object:
+    if isinstance(value, str) and value not in ("true", "false"):
+        raise PydanticCustomError("bool_parsing", "Input should be true or false")
+    return value
+
+
+def _rfc3339(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+Storable = Annotated[str, AfterValidator(_without_nul)]
+Title = Annotated[
+    Storable,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=255),
+    Field(json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}),
+]
+Description = Annotated[
+    Storable, StringConstraints(max_length=2000), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
+]
+SearchWords = Annotated[
+    Storable,
+    StringConstraints(min_length=1, max_length=255),
+    Field(json_schema_extra={"pattern": r"^[^\u0000]+$"}),
+]
+Completed = Annotated[bool, Field(strict=True)]
+QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
+Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
+"""RFC 3339 in UTC, always with six digits of a second: the form in which PostgreSQL's `to_char` writes it."""

@@ -1,0 +1,46 @@
+"""How Alembic reaches the database: the one of the settings, or the one it was handed by `backend.core.schema`."""
+
+from contextlib import nullcontext
+
+from alembic import context
+from sqlalchemy import create_engine, text
+from sqlalchemy.schema import SchemaItem
+
+from backend.core import embedded
+from backend.core.config import load_settings
+from backend.core.schema import connect
+from backend.models import Task, User
+
+# Better Auth's tables may lie in the same database; autogenerate would drop them.
+OURS = {User.__tablename__, Task.__tablename__}
+# Any number, the same in every process that migrates.
+MIGRATION_LOCK = 7_236_451
+
+
+def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
+    """Whether autogenerate may speak of a table."""
+    return kind != "table" or name in OURS
+
+
+def migrate(url: str) -> None:
+    """Run what the command line asked for against `url`, all of it in one transaction."""
+    engine = create_engine("postgresql+psycopg2://", creator=lambda: connect(url))
+    with engine.connect() as connection, connection.begin():
+        # One at a time, and rather give up than queue behind a long query and hold up everybody else.
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        context.configure(connection=connection, target_metadata=User.metadata, include_object=is_ours)
+        context.run_migrations()
+    engine.dispose()
+
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", target_metadata=User.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    configured = context.config.attributes.get("url")
+    if configured is None and (secret := load_settings().database_url) is not None:
+        configured = secret.get_secret_value()
+    with nullcontext(configured) if configured else embedded.postgres() as database_url:
+        migrate(database_url)

@@ -1,0 +1,27 @@
+"""The owner of tasks. Accounts (name, e-mail, password) belong to Better Auth; this row is all that tasks need."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import DateTime, MetaData, text
+from sqlmodel import Field, SQLModel
+
+# So that every constraint has a name a migration can speak of.
+SQLModel.metadata.naming_convention = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+).naming_convention
+
+
+class User(SQLModel, table=True):
+    """A person with tasks; `id` is the user id of Better Auth. The row is made with the first task."""
+
+    __tablename__ = "users"
+
+    id: UUID = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": text("now()")})

@@ -1,0 +1,121 @@
+"""Running the service for a test: in a thread of this process, or as a process of its own as an operator would."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from backend.core.config import Settings
+from backend.main import create_app
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(database_url: str, **others: object) -> Settings:
+    """Settings as given, whatever the environment and `.env` say."""
+    environment = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in Settings.model_fields}
+    try:
+        return Settings(_env_file=None, database_url=database_url, **others)  # type: ignore[call-arg, arg-type]  # pydantic checks them
+    finally:
+        os.environ.update(environment)
+
+
+@contextmanager
+def in_thread(app: Settings | FastAPI) -> Iterator[str]:
+    """Serve in a thread of this process; the base URL. Requests in flight at the end are awaited."""
+    if isinstance(app, Settings):
+        app = create_app(app)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            wait_until_live(base_url)
+            yield base_url
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@dataclass
+class Service:
+    """A service in a process of its own."""
+
+    base_url: str
+    process: "subprocess.Popen[str]"
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """All it has printed so far."""
+        return self.log_file.read_text()
+
+    def stop(self, signal: int, seconds: float = 30) -> int:
+        """Send `signal` and wait for the end; the exit status."""
+        self.process.send_signal(signal)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def as_process(
+    tmp_path: Path, *command: str, env: dict[str, str] | None = None, cwd: Path = ROOT, port: int | None = None
+) -> Iterator[Service]:
+    """Run `command` (default `python -m backend`) with nothing set but `env`, live before the body; killed after it.
+
+    `{port}` in the command stands for the port, which is in PORT too.
+    """
+    port = port or free_port()
+    arguments = [part.format(port=port) for part in command or (sys.executable, "-m", "backend")]
+    passed_on = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    environment = {**passed_on, "PYTHONPATH": str(ROOT), "PORT": str(port), "PYTHONUNBUFFERED": "1", **(env or {})}
+    log_file = tmp_path / f"service-{port}.log"
+    with open(log_file, "w") as log:
+        process = subprocess.Popen(
+            arguments, env=environment, cwd=cwd, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+    service = Service(f"http://127.0.0.1:{port}", process, log_file)
+    try:
+        wait_until_live(service.base_url, process)
+        yield service
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until_live(base_url: str, process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> None:
+    """Wait for `/health/live`; raises when the process ends or the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{base_url}/health/live", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the service ended with status {process.returncode}")
+        time.sleep(0.02)
+    raise AssertionError("the service did not start")
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
