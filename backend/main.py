@@ -1,20 +1,22 @@
 """The application factory: settings in, FastAPI out."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import TypedDict
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from backend.api import health, tasks
+from backend.api import health, responses, tasks
 from backend.core import embedded, errors, schema
+from backend.core.auth import Guard
 from backend.core.config import Settings, load_settings
 from backend.core.db import Session
 from backend.core.request_log import RequestLog, configure_logging
 
-MAX_BODY_BYTES = 64 * 1024
+logger = logging.getLogger(__name__)
 
 
 class State(TypedDict):
@@ -32,6 +34,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         configure_logging(settings.log_level, as_json=settings.environment == "production")
+        if settings.auth_jwks_url is None:
+            logger.warning(
+                "AUTHENTICATION IS OFF: whoever reaches this service sees every task. AUTH_JWKS_URL turns it on."
+            )
         with ExitStack() as stack:
             if settings.database_url is None:
                 url = stack.enter_context(embedded.postgres())
@@ -46,10 +52,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Tasks",
         version="1.0.0",
         lifespan=lifespan,
-        max_body_size=MAX_BODY_BYTES,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.include_router(tasks.router)
+    if settings.auth_jwks_url and settings.auth_issuer and settings.auth_audience:
+        guard = Guard(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience)
+        app.include_router(tasks.router, dependencies=[Depends(guard)], responses=responses.GUARDED)
+    else:
+        app.include_router(tasks.router)
     app.include_router(health.router)
     errors.install(app)
     app.add_middleware(

@@ -7,14 +7,17 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
 
 from backend.api import paging
-from backend.api.strict_json import StrictJsonRoute
+from backend.api.json_body import JsonBodyRoute
+from backend.api.responses import ALWAYS, CONDITIONAL, ETAG, LOCATION, ONE_TASK, PAGE, WITH_BODY, Responses
 from backend.core.db import SessionDep
 from backend.core.errors import invalid
-from backend.core.types import MAX_OFFSET, QueryFlag, SearchWords
+from backend.core.types import MAX_OFFSET, Cursor, Key, QueryFlag, SearchWords
 from backend.models import task as tasks
-from backend.models.task import TaskCreate, TaskPublic, TaskRow, TaskToggle, TaskUpdate
+from backend.models.task import Task, TaskCreate, TaskRow, TaskToggle, TaskUpdate
 
-UserId = Annotated[UUID, Path(description="The user whose tasks these are.")]
+UserId = Annotated[
+    UUID, Path(description="The user whose tasks these are.", examples=["3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"])
+]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
 IfMatch = Annotated[
     str | None,
@@ -22,19 +25,15 @@ IfMatch = Annotated[
 ]
 IfNoneMatch = Annotated[str | None, Header(description="An `ETag`: if the task still has it, 304 without a body.")]
 IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        pattern="^[ -~]+$",
-        description="A text that is new for each task: sent again, it gives the task that was made the first time.",
-    ),
+    Key | None,
+    Header(description="A text that is new for each task: sent again, it gives the task that was made the first time."),
 ]
+CHANGE: Responses = {200: {"headers": ETAG}, **ONE_TASK, **CONDITIONAL}
 
-router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=JsonBodyRoute, responses=ALWAYS)
 
 
-@router.post("", status_code=201, response_model=TaskPublic)
+@router.post("", status_code=201, response_model=Task, responses={201: {"headers": LOCATION | ETAG}, **WITH_BODY})
 async def create_task(
     request: Request, session: SessionDep, user_id: UserId, task: TaskCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -47,7 +46,7 @@ async def create_task(
     return response
 
 
-@router.get("", response_model=list[TaskPublic])
+@router.get("", response_model=list[Task], responses={200: {"headers": PAGE}})
 async def list_tasks(
     request: Request,
     session: SessionDep,
@@ -60,7 +59,7 @@ async def list_tasks(
     limit: Annotated[int, Query(ge=1, le=100, description="How many tasks at the most.")] = 50,
     offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="How many tasks to leave out first.")] = 0,
     cursor: Annotated[
-        str | None, Query(description="From the `next` of a `Link` header; not together with `offset`.")
+        Cursor | None, Query(description="From the `next` of a `Link` header; not together with `offset`.")
     ] = None,
     total: Annotated[QueryFlag, Query(description="Also count all tasks that match, in `X-Total-Count`.")] = False,
 ) -> Response:
@@ -68,7 +67,7 @@ async def list_tasks(
     by_offset = "offset" in request.query_params
     if by_offset and cursor is not None:
         raise invalid("cursor", "Cursor should not be used together with offset")
-    after = paging.decode_cursor(cursor) if cursor is not None else None
+    after = paging.decode_cursor(cursor) if cursor else None
     page = await tasks.page(
         session, user_id, completed=completed, q=q, limit=limit, offset=offset, after=after, total=total
     )
@@ -80,7 +79,11 @@ async def list_tasks(
     return Response(page.body, media_type="application/json", headers=headers)
 
 
-@router.get("/{task_id}", response_model=TaskPublic)
+@router.get(
+    "/{task_id}",
+    response_model=Task,
+    responses={200: {"headers": ETAG}, 304: {"description": "It is as you know it.", "headers": ETAG}, **ONE_TASK},
+)
 async def get_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -93,7 +96,7 @@ async def get_task(
     return _task(row)
 
 
-@router.put("/{task_id}", response_model=TaskPublic)
+@router.put("/{task_id}", response_model=Task, responses=CHANGE | WITH_BODY)
 async def update_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, change: TaskUpdate, if_match: IfMatch = None
 ) -> Response:
@@ -105,7 +108,7 @@ async def update_task(
     return _task(row)
 
 
-@router.patch("/{task_id}/complete", response_model=TaskPublic)
+@router.patch("/{task_id}/complete", response_model=Task, responses=CHANGE | WITH_BODY)
 async def toggle_task(
     session: SessionDep,
     user_id: UserId,
@@ -121,7 +124,7 @@ async def toggle_task(
     return _task(row)
 
 
-@router.delete("/{task_id}", status_code=204)
+@router.delete("/{task_id}", status_code=204, responses=ONE_TASK | CONDITIONAL)
 async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Delete a task for good."""
     expected = _expected(if_match)

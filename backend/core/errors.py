@@ -28,9 +28,9 @@ def unavailable(reason: str, outcome: str = UNTOUCHED) -> HTTPException:
     return HTTPException(503, f"{reason}; {outcome}.", {"Retry-After": "1"})
 
 
-def unauthorized(reason: str) -> HTTPException:
-    """401 with the challenge of RFC 6750."""
-    return HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
+def unauthorized(reason: str, code: str | None = None) -> HTTPException:
+    """401 with the challenge of RFC 6750, section 3, whose error codes say what was wrong with a token."""
+    return HTTPException(401, reason, {"WWW-Authenticate": f'Bearer error="{code}"' if code else "Bearer"})
 
 
 def invalid(parameter: str, message: str) -> RequestValidationError:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_OFFSET = 2**31 - 1
@@ -40,7 +40,13 @@ SearchWords = Annotated[
     StringConstraints(min_length=1, max_length=255),
     Field(json_schema_extra={"pattern": r"^[^\u0000]+$"}),
 ]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
+Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
 Completed = Annotated[bool, Field(strict=True)]
 QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
-Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(_rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-08T20:45:00.123456Z"]}),
+]
 """RFC 3339 in UTC, always with six digits of a second: the form in which PostgreSQL's `to_char` writes it."""

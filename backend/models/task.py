@@ -12,7 +12,7 @@ from backend.core.db import Session, Statement
 from backend.core.types import Completed, Description, Timestamp, Title
 
 
-class Task(SQLModel, table=True):
+class TaskTable(SQLModel, table=True):
     """A row of `tasks`; PostgreSQL itself holds what must never be otherwise.
 
     `version` grows with every write and is the ETag. It starts at the time of creation in microseconds, so that a task
@@ -43,17 +43,19 @@ class Task(SQLModel, table=True):
 class TaskCreate(SQLModel):
     """What makes a task."""
 
+    model_config = {"json_schema_extra": {"examples": [{"title": "Buy milk", "description": "Two bottles"}]}}
+
     title: Title
     description: Description | None = None
     completed: Completed = False
 
 
 class TaskUpdate(SQLModel):
-    """What changes a task: fields left out stay as they are (`model_fields_set`).
+    """What changes a task: fields left out stay as they are."""
 
-    The defaults are never read; being factories, they stay out of the OpenAPI document.
-    """
+    model_config = {"json_schema_extra": {"examples": [{"title": "Buy oat milk", "completed": True}]}}
 
+    # The defaults are never read (see `update`); being factories, they stay out of the OpenAPI document.
     title: Title = Field(default_factory=str)
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
@@ -62,16 +64,19 @@ class TaskUpdate(SQLModel):
 class TaskToggle(SQLModel):
     """What sets the completion instead of flipping it."""
 
+    model_config = {"json_schema_extra": {"examples": [{"completed": True}]}}
+
     completed: Completed
 
 
-class TaskPublic(SQLModel):
-    """A task as clients see it. PostgreSQL writes this JSON (`PUBLIC` below), in this order."""
+class Task(SQLModel):
+    """A task."""
 
+    # PostgreSQL writes this JSON, in this order: PUBLIC below.
     id: UUID
     user_id: UUID
-    title: Title
-    description: Description | None
+    title: str
+    description: str | None
     completed: bool
     created_at: Timestamp
     updated_at: Timestamp
@@ -91,14 +96,14 @@ class PageRow(NamedTuple):
 
     body: str
     more: bool
-    last_created_at: str
+    last_microseconds: int
     last_id: str
     total: int | None
 
     @property
     def following(self) -> "Position | None":
         """Where the next page begins, if there is one."""
-        return Position(self.last_created_at, self.last_id) if self.more else None
+        return Position(self.last_microseconds, self.last_id) if self.more else None
 
 
 class Gone(NamedTuple):
@@ -108,9 +113,9 @@ class Gone(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a task stands in the list: its `created_at` as `TaskPublic` writes it, and its `id`."""
+    """Where a task stands in the list: its creation in microseconds since 1970, and its id."""
 
-    created_at: str
+    microseconds: int
     id: str
 
 
@@ -174,13 +179,14 @@ LIST = Statement(
     WITH page AS (
         SELECT * FROM tasks
         WHERE {MATCHING}
-          AND (%(after)s IS NULL OR (created_at, id) < (%(after)s::timestamptz, %(after_id)s::uuid))
+          AND (%(after)s IS NULL OR (created_at, id) <
+               (timestamptz 'epoch' + %(after)s * interval '1 microsecond', %(after_id)s::uuid))
         ORDER BY created_at DESC, id DESC
         OFFSET %(offset)s LIMIT %(limit)s + 1
     )
-    SELECT '[' || array_to_string((array_agg({PUBLIC}))[:%(limit)s], ',') || ']',
+    SELECT '[' || coalesce(array_to_string((array_agg({PUBLIC}))[:%(limit)s], ','), '') || ']',
            count(*) > %(limit)s,
-           (array_agg({TIME.format("created_at")}))[%(limit)s],
+           (array_agg((extract(epoch FROM created_at) * 1000000)::bigint))[%(limit)s],
            (array_agg(id))[%(limit)s],
            CASE WHEN %(total)s THEN (SELECT count(*) FROM tasks WHERE {MATCHING}) END
     FROM page
@@ -252,7 +258,7 @@ async def page(
         "words": [f"%{_literal(word)}%" for word in q.split()] if q is not None else None,
         "limit": limit,
         "offset": offset,
-        "after": after and after.created_at,
+        "after": after and after.microseconds,
         "after_id": after and after.id,
         "total": total,
     }

@@ -1,0 +1,150 @@
+"""Better Auth's tokens: who may see whose tasks.
+
+A token is a JWT (RFC 7519) signed with one of the keys that the issuer publishes as a JWKS (RFC 7517).
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+from uuid import UUID
+
+import httpx
+import jwt
+from fastapi import HTTPException, Request
+from fastapi.security import HTTPBearer
+
+from backend.core.errors import unauthorized, unavailable
+
+logger = logging.getLogger(__name__)
+
+ALGORITHMS = ("EdDSA", "ES256", "RS256")
+CLAIMS = ("iss", "aud", "exp", "sub")
+LONGEST_TOKEN = 8192
+LEEWAY_SECONDS = 10
+FETCH_TIMEOUT_SECONDS = 5
+REFRESH_SECONDS = 300
+# Between two fetches: a rotated-in key works within this time, and forged key ids cause no more fetches than this.
+PAUSE_SECONDS = 30
+PAUSE_WITHOUT_KEYS_SECONDS = 1
+REMEMBER_SECONDS = 60
+REMEMBER_TOKENS = 10_000
+
+
+class KeySet:
+    """The issuer's public keys by id, fetched when needed and kept while the issuer is away."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._tried = self._fetched = -float("inf")
+        self._fetch: asyncio.Task[None] | None = None
+
+    async def get(self, key_id: str) -> jwt.PyJWK | None:
+        """The key, or None where the issuer has none of this id. Raises 503 where no key could be fetched yet.
+
+        Who has a key never waits for the issuer.
+        """
+        if key_id in self._keys:
+            if time.monotonic() - self._fetched > REFRESH_SECONDS:
+                self._start_fetch()
+        elif fetch := self._start_fetch():
+            await asyncio.shield(fetch)
+        if not self._keys:
+            raise unavailable("The issuer of tokens cannot be reached")
+        return self._keys.get(key_id)
+
+    def _start_fetch(self) -> "asyncio.Task[None] | None":
+        if self._fetch is None or self._fetch.done():
+            pause = PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS
+            if time.monotonic() - self._tried < pause:
+                return None
+            self._tried = time.monotonic()
+            self._fetch = asyncio.create_task(self._refresh())
+        return self._fetch
+
+    async def _refresh(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_SECONDS), httpx.AsyncClient() as client:
+                published = (await client.get(self._url)).raise_for_status().json()["keys"]
+            keys = dict(filter(None, map(_usable, published)))
+            if not keys:
+                raise ValueError("it has no usable key")
+        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, KeyError) as error:
+            logger.warning("the JWKS could not be fetched, %d keys are kept: %r", len(self._keys), error)
+            return
+        self._keys = keys
+        self._fetched = time.monotonic()
+
+
+def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
+    try:
+        key = jwt.PyJWK(jwk)
+    except (jwt.PyJWTError, AttributeError):
+        return None
+    return (key.key_id, key) if isinstance(key.key_id, str) and key.algorithm_name in ALGORITHMS else None
+
+
+class Guard(HTTPBearer):
+    """A dependency that lets nobody but the user of the path in, by the bearer token of the request.
+
+    Raises 401 where the token is missing or wrong in any way, 403 where it is somebody else's.
+    """
+
+    def __init__(self, jwks_url: str, issuer: str, audience: str) -> None:
+        super().__init__(scheme_name="BetterAuth", bearerFormat="JWT", description="From `/api/auth/token`.")
+        self._keys = KeySet(jwks_url)
+        self._issuer = issuer
+        self._audience = audience
+        self._verified: dict[str, tuple[float, str]] = {}
+
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]  # what HTTPBearer returns nobody needs
+        given = request.headers.getlist("authorization")
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() != "bearer" or not token:
+            raise unauthorized("A bearer token is needed.")
+        subject = await self._subject(token.strip())
+        user_id = request.path_params["user_id"]
+        if _uuid(subject) != _uuid(user_id) and _uuid(user_id) is not None:
+            raise HTTPException(403, "The token belongs to another user.")
+
+    async def _subject(self, token: str) -> str:
+        """The user id of a token whose signature and claims hold; one checked within the last minute still holds."""
+        until, subject = self._verified.get(token, (0.0, ""))
+        if time.time() < until:
+            return subject
+        claims = await self._verify(token)
+        if len(self._verified) >= REMEMBER_TOKENS:
+            self._verified.clear()
+        self._verified[token] = min(time.time() + REMEMBER_SECONDS, claims["exp"]), claims["sub"]
+        return str(claims["sub"])
+
+    async def _verify(self, token: str) -> dict[str, Any]:
+        if len(token) > LONGEST_TOKEN:
+            raise unauthorized("The token is too long.", "invalid_token")
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            key = await self._keys.get(key_id) if isinstance(key_id, str) else None
+            if key is None:
+                raise unauthorized("The token is not signed with a key of the issuer.", "invalid_token")
+            return jwt.decode(
+                token,
+                key,
+                algorithms=[key.algorithm_name],
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=LEEWAY_SECONDS,
+                options={"require": list(CLAIMS)},
+            )
+        except jwt.ExpiredSignatureError:
+            raise unauthorized("The token has expired.", "invalid_token") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+            # PyJWT lets some errors of the parsers below it through.
+            raise unauthorized("The token is not valid.", "invalid_token") from None
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
