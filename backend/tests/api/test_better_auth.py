@@ -1,0 +1,230 @@
+"""The whole way with Better Auth itself, on one database: sign up, fetch a token, use the API, be kept out of others."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import jwt
+import psycopg2
+import pytest
+
+from backend.core import auth, schema
+from backend.tests.better_auth import running
+from backend.tests.better_auth.running import Person, sign_up
+from backend.tests.conftest import empty_database
+from backend.tests.serving import ROOT, Service, as_process, in_thread, settings
+
+BETTER_AUTHS_TABLES = {"user", "session", "account", "verification", "jwks"}
+OUR_TABLES = {"users", "tasks", "alembic_version"}
+
+
+def trusting(better_auth: str) -> dict[str, str]:
+    """Settings for the users of `better_auth`."""
+    return {
+        "auth_jwks_url": f"{better_auth}/api/auth/jwks",
+        "auth_issuer": better_auth,
+        "auth_audience": better_auth,
+    }
+
+
+@contextmanager
+def production(better_auth: str, database_url: str, folder: Path) -> Iterator[Service]:
+    """Run the service as in production, for the users of `better_auth`, with all that it can log."""
+    others = {"ENVIRONMENT": "production", "DATABASE_URL": database_url, "LOG_LEVEL": "debug"}
+    env = {name.upper(): value for name, value in trusting(better_auth).items()} | others
+    with as_process(folder, env=env, cwd=folder) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    return running.installed()
+
+
+@pytest.fixture(scope="module")
+def shared_database(node: str, postgres_url: str) -> Iterator[str]:
+    """A database for the service and Better Auth, empty at first."""
+    with empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def better_auth(node: str, shared_database: str) -> Iterator[str]:
+    with running.serving(node, shared_database) as (origin, _):
+        yield origin
+
+
+@pytest.fixture(scope="module")
+def api(better_auth: str, shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a service that trusts Better Auth; it sends no token by itself."""
+    with (
+        production(better_auth, shared_database, tmp_path_factory.mktemp("service")) as service,
+        httpx.Client(base_url=service.base_url, timeout=30) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def ada(better_auth: str) -> Person:
+    return sign_up(better_auth)
+
+
+@pytest.fixture
+def bob(better_auth: str) -> Person:
+    return sign_up(better_auth)
+
+
+def six_operations(api: httpx.Client, tasks: str, task_id: str, headers: dict[str, str]) -> dict[str, httpx.Response]:
+    """The answers to each operation once, all on the same task but the creation; the deletion comes last."""
+    task = f"{tasks}/{task_id}"
+    return {
+        "create_task": api.post(tasks, json={"title": "Call the bank"}, headers=headers),
+        "list_tasks": api.get(tasks, headers=headers),
+        "get_task": api.get(task, headers=headers),
+        "update_task": api.put(task, json={"title": "Call the baker"}, headers=headers),
+        "toggle_task": api.patch(f"{task}/complete", headers=headers),
+        "delete_task": api.delete(task, headers=headers),
+    }
+
+
+def create(api: httpx.Client, person: Person) -> str:
+    """Make a task as the person; its id."""
+    created = api.post(person.tasks, json={"title": "Water the plants"}, headers=person.authorization)
+    assert created.status_code == 201, created.text
+    task_id: str = created.json()["id"]
+    return task_id
+
+
+def all_tasks(api: httpx.Client, person: Person) -> object:
+    """The person's tasks, as the person sees them."""
+    listed = api.get(person.tasks, headers=person.authorization)
+    assert listed.status_code == 200, listed.text
+    return listed.json()
+
+
+def test_two_users_have_the_six_operations_on_tasks_of_their_own(api: httpx.Client, ada: Person, bob: Person) -> None:
+    for person in ada, bob:
+        task_id = create(api, person)
+        answers = six_operations(api, person.tasks, task_id, person.authorization)
+        assert {name: answer.status_code for name, answer in answers.items()} == {
+            "create_task": 201,
+            "list_tasks": 200,
+            "get_task": 200,
+            "update_task": 200,
+            "toggle_task": 200,
+            "delete_task": 204,
+        }
+        made = answers["create_task"].json()
+        assert made["user_id"] == person.id
+        assert [task["id"] for task in answers["list_tasks"].json()] == [made["id"], task_id]
+        assert answers["toggle_task"].json()["title"] == "Call the baker"
+        assert answers["toggle_task"].json()["completed"] is True
+        assert all_tasks(api, person) == [made]
+
+
+def test_nobody_gets_into_the_tasks_of_another(api: httpx.Client, ada: Person, bob: Person) -> None:
+    task_id = create(api, ada)
+    before = all_tasks(api, ada)
+    answers = six_operations(api, ada.tasks, task_id, bob.authorization)
+    assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(answers, 403)
+    assert all_tasks(api, ada) == before
+    under_his_own_path = api.get(f"{bob.tasks}/{task_id}", headers=bob.authorization)
+    assert under_his_own_path.status_code == 404
+
+
+def test_without_a_token_nothing_is_done(api: httpx.Client, ada: Person) -> None:
+    task_id = create(api, ada)
+    before = all_tasks(api, ada)
+    for answer in six_operations(api, ada.tasks, task_id, {}).values():
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert isinstance(answer.json()["detail"], str)
+    assert all_tasks(api, ada) == before
+
+
+def test_alembic_leaves_the_tables_of_better_auth_alone(api: httpx.Client, ada: Person, shared_database: str) -> None:
+    create(api, ada)
+    check = subprocess.run(
+        [sys.executable, "-m", "alembic", "check"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": shared_database},
+        capture_output=True,
+        text=True,
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    connection = psycopg2.connect(shared_database)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+        assert {name for (name,) in cursor.fetchall()} == BETTER_AUTHS_TABLES | OUR_TABLES
+    connection.close()
+
+
+def test_better_auth_may_come_to_a_database_with_our_tables(node: str, postgres_url: str, tmp_path: Path) -> None:
+    with empty_database(postgres_url) as url:
+        schema.upgrade(url)
+        with (
+            running.serving(node, url) as (better_auth, _),
+            production(better_auth, url, tmp_path) as service,
+            httpx.Client(base_url=service.base_url, timeout=30) as api,
+        ):
+            create(api, sign_up(better_auth))
+
+
+def test_a_key_that_was_rotated_in_is_fetched_with_its_first_token(
+    better_auth: str, shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The keys have just been fetched, and nobody wants to wait until they may be again.
+    monkeypatch.setattr(auth, "PAUSE_SECONDS", 0)
+    early, late = sign_up(better_auth), sign_up(better_auth)
+    with (
+        in_thread(settings(shared_database, **trusting(better_auth))) as base_url,
+        httpx.Client(base_url=base_url, timeout=30) as api,
+    ):
+        create(api, early)
+        connection = psycopg2.connect(shared_database)
+        with connection, connection.cursor() as cursor:
+            cursor.execute("""UPDATE jwks SET "expiresAt" = now() - interval '1 second'""")
+        connection.close()
+        after = sign_up(better_auth)
+        keys = [jwt.get_unverified_header(person.token)["kid"] for person in (early, late, after)]
+        assert keys[0] == keys[1] != keys[2]
+        create(api, after)
+        create(api, late)
+
+
+def test_users_go_on_while_better_auth_is_down(node: str, shared_database: str, tmp_path: Path) -> None:
+    with running.serving(node, shared_database) as (better_auth, process):
+        early, late = sign_up(better_auth), sign_up(better_auth)
+        with (
+            production(better_auth, shared_database, tmp_path) as service,
+            httpx.Client(base_url=service.base_url, timeout=30) as api,
+        ):
+            create(api, early)
+            process.kill()
+            process.wait()
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{better_auth}/api/auth/jwks")
+            create(api, early)
+            create(api, late)
+
+
+def test_no_log_line_tells_a_token_or_who_somebody_is(better_auth: str, shared_database: str, tmp_path: Path) -> None:
+    person = sign_up(better_auth)
+    claims = jwt.decode(person.token, options={"verify_signature": False})
+    assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)
+    with (
+        production(better_auth, shared_database, tmp_path) as service,
+        httpx.Client(base_url=service.base_url, timeout=30) as api,
+    ):
+        create(api, person)
+        assert api.get(f"/api/{uuid4()}/tasks", headers=person.authorization).status_code == 403
+        forged = {"Authorization": person.authorization["Authorization"][:-4] + "AAAA"}
+        assert api.get(person.tasks, headers=forged).status_code == 401
+    assert service.log.count("/api/{user_id}/tasks") >= 3
+    for secret in (*person.token.split("."), person.id, person.name, person.email):
+        assert secret not in service.log

@@ -1,0 +1,103 @@
+"""Better Auth as a test's peer: its installation, its server, and people with an account there."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+FOLDER = Path(__file__).parent
+INSTALLATION_SECONDS = 300
+NPM_CI = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--loglevel=error")
+READY = "Better Auth: "
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody with an account; `token` is the JWT that Better Auth made for the session of the sign-up."""
+
+    id: str
+    name: str
+    email: str
+    token: str = field(repr=False)
+
+    @property
+    def tasks(self) -> str:
+        """The path of this person's tasks."""
+        return f"/api/{self.id}/tasks"
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that proves who it is."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def installed() -> str:
+    """Install Better Auth unless it is there; the path of Node.js. Skips the test where that is not possible."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        pytest.skip("Better Auth needs Node.js: node or npm is not installed")
+    # npm writes it last.
+    done = FOLDER / "node_modules/.package-lock.json"
+    if done.exists() and done.stat().st_mtime >= (FOLDER / "package-lock.json").stat().st_mtime:
+        return node
+    try:
+        npm_ci = subprocess.run(
+            [npm, *NPM_CI],
+            cwd=FOLDER,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INSTALLATION_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"Better Auth could not be installed: npm took more than {INSTALLATION_SECONDS} s")
+    if npm_ci.returncode:
+        pytest.skip(f"Better Auth could not be installed: {' '.join(npm_ci.stderr.split())[:300]}")
+    return node
+
+
+@contextmanager
+def serving(node: str, database_url: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run Better Auth with its tables in the database, made if they are missing; its origin, and the process."""
+    process = subprocess.Popen(
+        [node, "server.mjs"],
+        cwd=FOLDER,
+        env={
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": database_url,
+            "BETTER_AUTH_SECRET": "the same for all servers on one database: it encrypts their keys",
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith(READY):
+                process.kill()
+                raise AssertionError(f"Better Auth did not start: {line}{process.stdout.read()}")
+            yield line.removeprefix(READY).strip(), process
+        finally:
+            process.kill()
+
+
+def sign_up(origin: str) -> Person:
+    """Make an account at the Better Auth of `origin`, and fetch a token as a browser would."""
+    unique = uuid4().hex
+    name, email = f"Name {unique}", f"{unique}@example.com"
+    with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as browser:
+        account = {"name": name, "email": email, "password": "correct horse battery"}
+        signed_up = browser.post("/api/auth/sign-up/email", json=account)
+        assert signed_up.status_code == 200, signed_up.text
+        token = browser.get("/api/auth/token").json()["token"]
+    return Person(signed_up.json()["user"]["id"], name, email, token)
