@@ -2,14 +2,18 @@
 
 import argparse
 import socket
+import sys
 from contextlib import nullcontext, suppress
 from uuid import uuid4
 
+import psycopg2
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from uvicorn.supervisors import Multiprocess
 
 from backend.core import embedded, schema
 from backend.core.config import load_settings, stop
+from backend.core.request_log import configure_logging
 
 
 def main() -> None:
@@ -25,23 +29,35 @@ def main() -> None:
         listening = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
     except OSError as error:
         stop(f"HOST and PORT: nothing can listen on {arguments.host}:{arguments.port}, {error.strerror}")
+    configure_logging(settings)
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
-        schema.upgrade(database_url)
+        migrate(database_url)
         where = f"http://{arguments.host}:{arguments.port}"
+        database = "yours, from DATABASE_URL" if url else f"embedded PostgreSQL, kept in {embedded.DATA}/"
         print(
-            f"Docs: {where}/docs\nTry:  curl -i {where}/api/{uuid4()}/tasks"
-            """ -H 'Content-Type: application/json' -d '{"title": "Buy milk"}'""",
+            f"\n  Tasks     {where}\n  Docs      {where}/docs\n  Database  {database}\n  Try it    curl -i {where}/api/{uuid4()}/tasks"
+            """ -H 'Content-Type: application/json' -d '{"title": "Buy milk"}'\n""",
             flush=True,
         )
         config = uvicorn.Config(
-            "backend.main:app", workers=arguments.workers, lifespan="on", timeout_graceful_shutdown=10
+            "backend.main:app", workers=arguments.workers, lifespan="on", log_config=None, timeout_graceful_shutdown=10
         )
         with suppress(KeyboardInterrupt):
             if arguments.workers > 1:
                 Multiprocess(config, [listening]).run()
             else:
                 uvicorn.Server(config).run([listening])
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema to head; a database that is away is waited for by the service, not here."""
+    try:
+        schema.upgrade(database_url)
+    except psycopg2.OperationalError as error:
+        print(f"Not migrated, the database cannot be reached: {' '.join(str(error).split())}", file=sys.stderr)
+    except SQLAlchemyError as error:
+        stop(f"the migration failed: {' '.join(str(error.args[0]).split())}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from backend.api import health, responses, tasks
@@ -33,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        configure_logging(settings.log_level, as_json=settings.environment == "production")
+        configure_logging(settings)
         if settings.auth_jwks_url is None:
             logger.warning(
                 "AUTHENTICATION IS OFF: whoever reaches this service sees every task. AUTH_JWKS_URL turns it on."
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     else:
         app.include_router(tasks.router)
     app.include_router(health.router)
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     errors.install(app)
     app.add_middleware(
         CORSMiddleware,

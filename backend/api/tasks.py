@@ -6,14 +6,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
 
-from backend.api import paging
 from backend.api.json_body import JsonBodyRoute
+from backend.api.paging import links
 from backend.api.responses import ALWAYS, CONDITIONAL, ETAG, LOCATION, ONE_TASK, PAGE, WITH_BODY, Responses
 from backend.core.db import SessionDep
 from backend.core.errors import invalid
-from backend.core.types import MAX_OFFSET, Cursor, Key, QueryFlag, SearchWords
+from backend.core.types import Key
 from backend.models import task as tasks
-from backend.models.task import Task, TaskCreate, TaskRow, TaskToggle, TaskUpdate
+from backend.models.task import Task, TaskCreate, TaskQuery, TaskRow, TaskToggle, TaskUpdate
 
 UserId = Annotated[
     UUID, Path(description="The user whose tasks these are.", examples=["3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"])
@@ -48,31 +48,14 @@ async def create_task(
 
 @router.get("", response_model=list[Task], responses={200: {"headers": PAGE}})
 async def list_tasks(
-    request: Request,
-    session: SessionDep,
-    user_id: UserId,
-    completed: Annotated[QueryFlag | None, Query(description="Only tasks that are, or are not, completed.")] = None,
-    q: Annotated[
-        SearchWords | None,
-        Query(description="Only tasks whose title has each of these words in it, whatever their case."),
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="How many tasks at the most.")] = 50,
-    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="How many tasks to leave out first.")] = 0,
-    cursor: Annotated[
-        Cursor | None, Query(description="From the `next` of a `Link` header; not together with `offset`.")
-    ] = None,
-    total: Annotated[QueryFlag, Query(description="Also count all tasks that match, in `X-Total-Count`.")] = False,
+    request: Request, session: SessionDep, user_id: UserId, query: Annotated[TaskQuery, Query()]
 ) -> Response:
     """List the user's tasks, newest first, in pages: `Link` says where the next one is."""
-    by_offset = "offset" in request.query_params
-    if by_offset and cursor is not None:
+    if query.cursor is not None and "offset" in query.model_fields_set:
         raise invalid("cursor", "Cursor should not be used together with offset")
-    after = paging.decode_cursor(cursor) if cursor else None
-    page = await tasks.page(
-        session, user_id, completed=completed, q=q, limit=limit, offset=offset, after=after, total=total
-    )
+    page = await tasks.page(session, user_id, query)
     headers = {}
-    if link := paging.link(request, limit, offset if by_offset else None, page.following):
+    if link := links(request, query, page.next_cursor):
         headers["Link"] = link
     if page.total is not None:
         headers["X-Total-Count"] = str(page.total)

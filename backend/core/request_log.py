@@ -1,14 +1,15 @@
 """Request ids and the line each request leaves in the log."""
 
-import json
 import logging
-import logging.config
 import re
 import time
 from contextvars import ContextVar
 from uuid import uuid4
 
+from pythonjsonlogger.json import JsonFormatter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.core.config import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -43,48 +44,31 @@ class RequestLog:
             await self._app(scope, receive, send_with_id)
         finally:
             if logger.isEnabledFor(logging.INFO):
-                route = getattr(scope.get("route"), "path", "-")
-                took = (time.perf_counter() - started) * 1000
-                logger.info(
-                    "%s %s %d %.1f ms", scope["method"], route, status, took,
-                    extra={"method": scope["method"], "route": route, "status": status, "milliseconds": round(took, 1)},
-                )  # fmt: skip
+                method, route = scope["method"], getattr(scope.get("route"), "path", "-")
+                milliseconds = round((time.perf_counter() - started) * 1000, 1)
+                fields = {"method": method, "route": route, "status": status, "milliseconds": milliseconds}
+                logger.info("%s %s %d %.1f ms", method, route, status, milliseconds, extra=fields)
 
 
-class _Readable(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        record.request_id = _request_id.get()
-        return super().format(record)
+def _complete(record: logging.LogRecord) -> bool:
+    record.request_id = _request_id.get()
+    record.__dict__.pop("color_message", None)  # uvicorn's, for its own formatter
+    return True
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "request_id": _request_id.get(),
-        }
-        for name in ("method", "route", "status", "milliseconds"):
-            if hasattr(record, name):
-                fields[name] = getattr(record, name)
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
-
-
-_Json.converter = time.gmtime
-
-
-def configure_logging(level: str, *, as_json: bool) -> None:
-    """Send all of the process's logging to standard error, as JSON lines or for the eye."""
+def configure_logging(settings: Settings) -> None:
+    """Send all of the process's logging to standard error: as JSON lines in production, else for the eye."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if as_json else _Readable("%(asctime)s %(levelname)-7s %(message)s [%(request_id)s]"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("uvicorn", "uvicorn.error"):
+    handler.addFilter(_complete)
+    handler.setFormatter(
+        JsonFormatter(
+            ["levelname", "name", "message", "request_id"], timestamp="time", rename_fields={"levelname": "level"}
+        )
+        if settings.environment == "production"
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s [%(request_id)s]")
+    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-    # Its line says less than ours; without a handler uvicorn does not make it.
-    logging.getLogger("uvicorn.access").handlers.clear()
-    logging.getLogger("uvicorn.access").propagate = False
+        # uvicorn's access line says less than ours; it makes none for which there is no handler.
+        logging.getLogger(name).propagate = name != "uvicorn.access"

@@ -42,6 +42,8 @@ SearchWords = Annotated[
 ]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
+Limit = Annotated[int, Field(ge=1, le=100)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Completed = Annotated[bool, Field(strict=True)]
 QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
 Timestamp = Annotated[

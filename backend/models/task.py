@@ -9,7 +9,10 @@ from sqlmodel import Field, SQLModel
 
 from backend.core.connection import Parameter
 from backend.core.db import Session, Statement
-from backend.core.types import Completed, Description, Timestamp, Title
+from backend.core.types import Completed, Cursor, Description, Limit, Offset, QueryFlag, SearchWords, Timestamp, Title
+
+MICROSECONDS_NOW = text("(extract(epoch from now()) * 1000000)::bigint")
+NEWEST_FIRST = (text("created_at DESC"), text("id DESC"))
 
 
 class TaskTable(SQLModel, table=True):
@@ -22,10 +25,8 @@ class TaskTable(SQLModel, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint("title <> ''", name="title_not_empty"),
-        Index("ix_tasks_user_id_created_at_id", "user_id", text("created_at DESC"), text("id DESC")),
-        Index(
-            "ix_tasks_user_id_completed_created_at_id", "user_id", "completed", text("created_at DESC"), text("id DESC")
-        ),
+        Index("ix_tasks_user_id_created_at_id", "user_id", *NEWEST_FIRST),
+        Index("ix_tasks_user_id_completed_created_at_id", "user_id", "completed", *NEWEST_FIRST),
     )
 
     id: UUID = Field(primary_key=True)
@@ -33,9 +34,7 @@ class TaskTable(SQLModel, table=True):
     title: str = Field(max_length=255)
     description: str | None = Field(max_length=2000)
     completed: bool = Field(sa_column_kwargs={"server_default": text("false")})
-    version: int = Field(
-        sa_type=BigInteger, sa_column_kwargs={"server_default": text("(extract(epoch from now()) * 1000000)::bigint")}
-    )
+    version: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": MICROSECONDS_NOW})
     created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": text("now()")})
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": text("now()")})
 
@@ -82,6 +81,19 @@ class Task(SQLModel):
     updated_at: Timestamp
 
 
+class TaskQuery(SQLModel):
+    """Which of a user's tasks, and which page of them."""
+
+    completed: QueryFlag | None = Field(None, description="Only tasks that are, or are not, completed.")
+    q: SearchWords | None = Field(
+        None, description="Only tasks whose title has each of these words in it, in any case."
+    )
+    limit: Limit = Field(50, description="How many tasks at the most.")
+    offset: Offset = Field(0, description="How many tasks to leave out first.")
+    cursor: Cursor | None = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
+    total: QueryFlag = Field(False, description="Also count all tasks that match, in `X-Total-Count`.")
+
+
 class TaskRow(NamedTuple):
     """A task as JSON, its id and ETag, and whether its creation was a repeat."""
 
@@ -92,18 +104,11 @@ class TaskRow(NamedTuple):
 
 
 class PageRow(NamedTuple):
-    """A page of tasks as a JSON array, whether there are more, where its last task stands, how many match in all."""
+    """A page of tasks as a JSON array, the cursor of the next if there is one, and how many match if that was asked."""
 
     body: str
-    more: bool
-    last_microseconds: int
-    last_id: str
+    next_cursor: str | None
     total: int | None
-
-    @property
-    def following(self) -> "Position | None":
-        """Where the next page begins, if there is one."""
-        return Position(self.last_microseconds, self.last_id) if self.more else None
 
 
 class Gone(NamedTuple):
@@ -112,18 +117,11 @@ class Gone(NamedTuple):
     id: str
 
 
-class Position(NamedTuple):
-    """Where a task stands in the list: its creation in microseconds since 1970, and its id."""
-
-    microseconds: int
-    id: str
-
-
-TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-PUBLIC = f"""(
+PUBLIC = """(
         SELECT row_to_json(public)::text
         FROM (SELECT id, user_id, title, description, completed,
-                     {TIME.format("created_at")} AS created_at, {TIME.format("updated_at")} AS updated_at) AS public
+                     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
+                     to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at) AS public
     )"""
 ETAG = """'"' || version || '"'"""
 # The owner is part of every WHERE: a task of somebody else is a task that does not exist.
@@ -172,6 +170,7 @@ DELETE = Statement("delete task", Gone, f"DELETE FROM tasks WHERE {THIS} RETURNI
 MATCHING = """user_id = %(user_id)s
       AND (%(completed)s IS NULL OR completed = %(completed)s)
       AND (%(words)s IS NULL OR title ILIKE ALL (%(words)s::text[]))"""
+# A cursor is where the last task of a page stands: its creation in microseconds since 1970, and its id.
 LIST = Statement(
     "list tasks",
     PageRow,
@@ -179,15 +178,16 @@ LIST = Statement(
     WITH page AS (
         SELECT * FROM tasks
         WHERE {MATCHING}
-          AND (%(after)s IS NULL OR (created_at, id) <
-               (timestamptz 'epoch' + %(after)s * interval '1 microsecond', %(after_id)s::uuid))
+          AND (%(cursor)s IS NULL OR (created_at, id) < (
+               timestamptz 'epoch' + split_part(%(cursor)s, '-', 1)::bigint * interval '1 microsecond',
+               split_part(%(cursor)s, '-', 2)::uuid))
         ORDER BY created_at DESC, id DESC
         OFFSET %(offset)s LIMIT %(limit)s + 1
     )
     SELECT '[' || coalesce(array_to_string((array_agg({PUBLIC}))[:%(limit)s], ','), '') || ']',
-           count(*) > %(limit)s,
-           (array_agg((extract(epoch FROM created_at) * 1000000)::bigint))[%(limit)s],
-           (array_agg(id))[%(limit)s],
+           CASE WHEN count(*) > %(limit)s THEN (array_agg(
+               lpad((extract(epoch FROM created_at) * 1000000)::bigint::text, 16, '0') || '-' || replace(id::text, '-', '')
+           ))[%(limit)s] END,
            CASE WHEN %(total)s THEN (SELECT count(*) FROM tasks WHERE {MATCHING}) END
     FROM page
     """,
@@ -196,12 +196,9 @@ LIST = Statement(
 
 async def create(session: Session, user_id: UUID, task: TaskCreate, key: str | None) -> TaskRow:
     """Make a task and, before their first, its user; under a `key` used before, the task made then."""
-    values: dict[str, Parameter] = {
-        # The id is known before the statement is sent: whoever repeats it finds the task instead of making another.
-        "id": str(uuid5(user_id, key) if key is not None else uuid4()),
-        "user_id": str(user_id),
-        **task.model_dump(),
-    }
+    # The id is known before the statement is sent: whoever repeats it finds the task instead of making another.
+    task_id = uuid4() if key is None else uuid5(user_id, key)
+    values = {"id": str(task_id), "user_id": str(user_id), **task.model_dump()}
     row = await session.fetch(CREATE, values, effect="idempotent")
     assert row is not None
     return row
@@ -219,10 +216,8 @@ async def update(
     named = change.model_dump(exclude_unset=True)
     if not named:
         return await get(session, user_id, task_id, if_match)
-    values: dict[str, Parameter] = {
-        "title": None, "description": None, "completed": None, "describes": "description" in named,
-        **named, **_this(user_id, task_id, if_match),
-    }  # fmt: skip
+    nothing = {"title": None, "description": None, "completed": None, "describes": "description" in named}
+    values = nothing | named | _this(user_id, task_id, if_match)
     return await session.fetch(UPDATE, values, effect="once" if if_match else "idempotent")
 
 
@@ -230,9 +225,8 @@ async def toggle(
     session: Session, user_id: UUID, task_id: UUID, completed: bool | None, if_match: list[str] | None
 ) -> TaskRow | None:
     """Set the completion, or flip it where `completed` is None; None as in `get`."""
-    values: dict[str, Parameter] = {"completed": completed, **_this(user_id, task_id, if_match)}
-    is_flip = completed is None
-    return await session.fetch(TOGGLE, values, effect="once" if is_flip or if_match else "idempotent")
+    values = {"completed": completed, **_this(user_id, task_id, if_match)}
+    return await session.fetch(TOGGLE, values, effect="once" if completed is None or if_match else "idempotent")
 
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
@@ -240,29 +234,10 @@ async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[
     return await session.fetch(DELETE, _this(user_id, task_id, if_match), effect="once") is not None
 
 
-async def page(
-    session: Session,
-    user_id: UUID,
-    *,
-    completed: bool | None,
-    q: str | None,
-    limit: int,
-    offset: int,
-    after: Position | None,
-    total: bool,
-) -> PageRow:
-    """The tasks of a user that match, newest first: `limit` of them, behind `after` or the first `offset`."""
-    values: dict[str, Parameter] = {
-        "user_id": str(user_id),
-        "completed": completed,
-        "words": [f"%{_literal(word)}%" for word in q.split()] if q is not None else None,
-        "limit": limit,
-        "offset": offset,
-        "after": after and after.microseconds,
-        "after_id": after and after.id,
-        "total": total,
-    }
-    row = await session.fetch(LIST, values, effect="read")
+async def page(session: Session, user_id: UUID, query: TaskQuery) -> PageRow:
+    """One page of the user's tasks that match, newest first."""
+    words = [f"%{_literal(word)}%" for word in query.q.split()] if query.q is not None else None
+    row = await session.fetch(LIST, {"user_id": str(user_id), "words": words, **query.model_dump()}, effect="read")
     assert row is not None
     return row
 

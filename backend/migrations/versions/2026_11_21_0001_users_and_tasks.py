@@ -38,7 +38,7 @@ def upgrade() -> None:
         ),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=NOW, nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=NOW, nullable=False),
-        sa.CheckConstraint("title <> ''", name="ck_tasks_title_not_empty"),
+        sa.CheckConstraint("title <> ''", name=op.f("ck_tasks_title_not_empty")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_tasks_user_id_users"),
         sa.PrimaryKeyConstraint("id", name="pk_tasks"),
     )
