@@ -12,7 +12,6 @@ from fastapi_offline import FastAPIOffline
 
 from backend.api import health, responses, tasks
 from backend.core import embedded, errors, schema
-from backend.core.auth import Guard
 from backend.core.config import Settings, load_settings
 from backend.core.db import Session
 from backend.core.request_log import RequestLog, configure_logging
@@ -56,6 +55,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     if settings.auth_jwks_url and settings.auth_issuer and settings.auth_audience:
+        # Imported by who needs it: its libraries take a tenth of a second and 15 MB.
+        from backend.core.auth import Guard
+
         guard = Guard(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience)
         app.include_router(tasks.router, dependencies=[Depends(guard)], responses=responses.GUARDED)
     else:

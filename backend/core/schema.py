@@ -4,9 +4,6 @@ from functools import cache
 from pathlib import Path
 
 import psycopg2
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from psycopg2.extensions import connection, parse_dsn
 
 from backend.core.connection import connection_string
@@ -14,18 +11,13 @@ from backend.core.connection import connection_string
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 
-def _config(url: str | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["url"] = url
-    return config
-
-
 @cache
 def head() -> str:
-    """The revision that the code is written for."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
+    """The revision that the code is written for: that of the last migration, whose file is named date_revision_subject.
+
+    Alembic would say the same, for a tenth of a second and 10 MB in every process.
+    """
+    _, _, _, revision, *_ = max(MIGRATIONS.glob("versions/*.py")).stem.split("_")
     return revision
 
 
@@ -39,16 +31,24 @@ def connect(url: str) -> connection:
 
 
 def upgrade(url: str) -> None:
-    """Bring the database at `url` to `head()`; quick where it is there already."""
+    """Bring the database at `url` to `head()`; quick where it is there already.
+
+    Raises psycopg2.OperationalError where it cannot be reached, SQLAlchemyError where a migration fails.
+    """
     opened = connect(url)
     try:
         with opened.cursor() as cursor:
             cursor.execute("SELECT to_regclass('alembic_version') IS NOT NULL")
-            (exists,) = cursor.fetchone() or (False,)
-            if exists:
+            if cursor.fetchone() == (True,):
                 cursor.execute("SELECT version_num FROM alembic_version")
-                if cursor.fetchall() == [(head(),)]:
+                if cursor.fetchone() == (head(),):
                     return
     finally:
         opened.close()
-    command.upgrade(_config(url), "head")
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")
