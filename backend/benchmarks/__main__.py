@@ -1,0 +1,114 @@
+"""`python -m backend.benchmarks`: what was asked for, round by round, and its report."""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from backend.benchmarks import database, delay, load
+from backend.benchmarks.database import Dataset, show
+from backend.benchmarks.report import Report
+from backend.benchmarks.servers import COMMANDS, Server
+
+TASKS = 100_000  # so that the owner has 10,000
+FEW = 10_000
+DESCRIPTION = """Measure the service, the tutorial's way (FastAPI + SQLModel) and the bare driver (no framework) on one
+PostgreSQL, one worker each, in turns, and print the medians. Takes Linux and wrk."""
+EPILOG = f"""mix: half get, a fifth list-20, a tenth each create, update and toggle. deep-offset and deep-cursor: the
+last 50 of 10,000 tasks of a user, with --fill 50 at depth 100,000. What else the machine does spoils the numbers: trust
+ratios within one run, and no single round. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
+
+
+class Contender(NamedTuple):
+    """Who is measured on what: the name in the report, one of `COMMANDS`, and the data."""
+
+    name: str
+    command: str
+    data: Dataset
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m backend.benchmarks", description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one round, of one second each, on 16 connections where they are not said")
+    add("--rounds", type=int, help="how often everything is measured (3)")
+    add("--seconds", type=int, help="how long each time (3)")
+    add(
+        "--connections",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="requests at once (1 16 64; with --delay-ms or --fill 1)",
+    )
+    add("--scenarios", nargs="+", metavar="NAME", choices=load.COMPARABLE + load.LARGE, help="what to measure (all)")
+    add("--database-url", metavar="URL", help="a server to make (and drop) databases on, instead of an embedded one")
+    add("--json", type=Path, metavar="FILE", help="write all samples to this file")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--delay-ms", type=float, metavar="MS", help="put a network in front of the database: so long a round trip")
+    add("--fill", type=int, metavar="TASKS", help=f"the service on so many tasks (10000000) and on {FEW:,}, no peers")
+    arguments = parser.parse_args()
+    if arguments.fill is not None and (arguments.fill < FEW or arguments.fill % FEW):
+        parser.error(f"--fill takes a multiple of {FEW}")
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    arguments.seconds = arguments.seconds or (1 if arguments.quick else 3)
+    usual = [1] if arguments.delay_ms or arguments.fill else [16] if arguments.quick else [1, 16, 64]
+    arguments.connections = arguments.connections or usual
+    arguments.scenarios = arguments.scenarios or (load.LARGE if arguments.fill else load.COMPARABLE)
+    return arguments
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = parse()
+    load.find_wrk()
+    with ExitStack() as stack:
+        server_url = stack.enter_context(database.server(arguments.database_url))
+        sizes = [arguments.fill, FEW] if arguments.fill else [TASKS]
+        data = [stack.enter_context(database.filled(server_url, size)) for size in sizes]
+        contenders = [Contender(f"{each.tasks:,} tasks", "service", each) for each in data]
+        notes = []
+        if not arguments.fill:
+            near = data[0]
+            if arguments.delay_ms:
+                near = replace(near, url=stack.enter_context(delay.delayed(near.url, arguments.delay_ms)))
+                notes.append(f"A round trip to the database takes {delay.round_trip_ms(near.url):.1f} ms.")
+            contenders = [Contender(name, name, near) for name in COMMANDS]
+        report = Report([contender.name for contender in contenders], notes)
+        for number in range(1, arguments.rounds + 1):
+            measure_round(f"round {number} of {arguments.rounds}", arguments, contenders, report)
+    show("")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"arguments": sys.argv[1:], **report.as_json()}, indent=1))
+    print(report.table())
+
+
+def measure_round(title: str, arguments: argparse.Namespace, contenders: list[Contender], report: Report) -> None:
+    """Start every server afresh, and have them take turns at each scenario."""
+    with ExitStack() as stack:
+        running: list[tuple[Server, Dataset, str]] = []
+        for name, command, data in contenders:
+            show(f"{title}: start of {name}")
+            server = Server(name, command, data.url, path=data.paths(1)[0])
+            stack.callback(server.stop)
+            report.start_seconds[name].append(server.start_seconds)
+            server.check()
+            cursor = server.page(f"{data.owner}?limit=50", data.depth // 50) if command == "service" else ""
+            load.measure(server, data, cursor, "get", max(arguments.connections), 1)  # warms up
+            running.append((server, data, cursor))
+        for scenario, connections in product(arguments.scenarios, arguments.connections):
+            for server, data, cursor in running:
+                if cursor or scenario not in load.SERVICE_ONLY:
+                    show(f"{title}: {scenario}, {connections} connections, {server.name}")
+                    sample = load.measure(server, data, cursor, scenario, connections, arguments.seconds)
+                    report.samples[scenario, connections][server.name].append(sample)
+        for server, *_ in running:
+            report.memory_mib[server.name].append(server.memory_mib())
+
+
+if __name__ == "__main__":
+    main()
