@@ -1,4 +1,4 @@
-"""The whole way with Better Auth itself, on one database: sign up, fetch a token, use the API, be kept out of others."""
+"""The whole way with Better Auth itself, on one database: join, fetch a token, use the API, be kept out elsewhere."""
 
 import os
 import subprocess
