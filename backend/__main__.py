@@ -35,10 +35,10 @@ def main() -> None:
         migrate(database_url)
         where = f"http://{arguments.host}:{arguments.port}"
         database = "yours, from DATABASE_URL" if url else f"embedded PostgreSQL, kept in {embedded.DATA}/"
-        example = (
-            f"curl -i {where}/api/{uuid4()}/tasks -H 'Content-Type: application/json' -d '{{\"title\": \"Buy milk\"}}'"
-        )
-        print(f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example}\n", flush=True)
+        token = ' -H "Authorization: Bearer $TOKEN"' if settings.auth_jwks_url else ""
+        example = f"curl -i {where}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
+        body = """-d '{"title": "Buy milk"}'"""
+        print(f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example} {body}\n", flush=True)
         config = uvicorn.Config(
             "backend.main:app", workers=arguments.workers, lifespan="on", log_config=None, timeout_graceful_shutdown=10
         )

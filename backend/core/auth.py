@@ -37,7 +37,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self._url = url
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._tried = self._fetched = -float("inf")
+        self._tried = self._asked = -float("inf")
         self._fetch: asyncio.Task[None] | None = None
 
     async def get(self, key_id: str) -> jwt.PyJWK | None:
@@ -45,23 +45,25 @@ class KeySet:
 
         Who has a key never waits for the issuer.
         """
+        now = time.monotonic()
         if key_id in self._keys:
-            if time.monotonic() - self._fetched > REFRESH_SECONDS:
+            if now - self._tried > REFRESH_SECONDS:
                 self._start_fetch()
-        elif fetch := self._start_fetch():
-            await asyncio.shield(fetch)
+        else:
+            # Only fetches for unknown keys count here, or a key rotated in after a refresh would have to wait.
+            if now - self._asked > (PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS):
+                self._asked = now
+                self._start_fetch()
+            if self._fetch is not None:
+                await asyncio.shield(self._fetch)
         if not self._keys:
             raise unavailable("The issuer of tokens cannot be reached")
         return self._keys.get(key_id)
 
-    def _start_fetch(self) -> "asyncio.Task[None] | None":
-        if self._fetch is None or self._fetch.done():
-            pause = PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS
-            if time.monotonic() - self._tried < pause:
-                return None
+    def _start_fetch(self) -> None:
+        if self._fetch is None:
             self._tried = time.monotonic()
             self._fetch = asyncio.create_task(self._refresh())
-        return self._fetch
 
     async def _refresh(self) -> None:
         try:
@@ -70,19 +72,20 @@ class KeySet:
             keys = dict(filter(None, map(_usable, published)))
             if not keys:
                 raise ValueError("it has no usable key")
-        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, KeyError) as error:
+            self._keys = keys
+        except Exception as error:  # noqa: BLE001  # whatever an issuer sends, the keys we have are kept
             logger.warning("the JWKS could not be fetched, %d keys are kept: %r", len(self._keys), error)
-            return
-        self._keys = keys
-        self._fetched = time.monotonic()
+        finally:
+            self._fetch = None
 
 
 def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
     try:
         key = jwt.PyJWK(jwk)
-    except (jwt.PyJWTError, AttributeError):
+    except jwt.PyJWTError:
         return None
-    return (key.key_id, key) if isinstance(key.key_id, str) and key.algorithm_name in ALGORITHMS else None
+    usable = key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig") and isinstance(key.key_id, str)
+    return (str(key.key_id), key) if usable else None
 
 
 class Guard(HTTPBearer):
@@ -103,9 +106,8 @@ class Guard(HTTPBearer):
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token:
             raise unauthorized("A bearer token is needed.")
-        subject = await self._subject(token.strip())
-        user_id = request.path_params["user_id"]
-        if _uuid(subject) != _uuid(user_id) and _uuid(user_id) is not None:
+        user = _uuid(await self._subject(token.strip()))
+        if user is None or user != _uuid(request.path_params["user_id"]):
             raise HTTPException(403, "The token belongs to another user.")
 
     async def _subject(self, token: str) -> str:
@@ -116,7 +118,7 @@ class Guard(HTTPBearer):
         claims = await self._verify(token)
         if len(self._verified) >= REMEMBER_TOKENS:
             self._verified.clear()
-        self._verified[token] = min(time.time() + REMEMBER_SECONDS, claims["exp"]), claims["sub"]
+        self._verified[token] = min(time.time() + REMEMBER_SECONDS, float(claims["exp"])), claims["sub"]
         return str(claims["sub"])
 
     async def _verify(self, token: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What an operator may set, from the environment or `.env`; `.env.example` explains each."""
 
+import re
 import sys
 from typing import Annotated, Literal, NoReturn, Self
 
@@ -16,8 +17,13 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _split(value: object) -> object:
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    origins = [item.strip() for item in value.split(",") if item.strip()]
+    if not all(re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in origins):
+        raise ValueError("must be origins like https://app.example.com, separated by commas, none with a path")
+    return origins
 
 
 def _libpq_url(value: object) -> object:
@@ -32,7 +38,7 @@ def _libpq_url(value: object) -> object:
     return value
 
 
-Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s]+)$")]
+NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Settings(BaseSettings):
@@ -45,12 +51,12 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr | None, BeforeValidator(_libpq_url)] = None
     environment: Annotated[Literal["development", "production"], BeforeValidator(_lower)] = "development"
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
-    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ("http://localhost:3000",)
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ("http://localhost:3000",)
     db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
     db_pool_timeout: Annotated[float, Field(gt=0, le=3600)] = 5
     auth_jwks_url: HttpUrl | None = None
-    auth_issuer: str | None = None
-    auth_audience: str | None = None
+    auth_issuer: NotBlank | None = None
+    auth_audience: NotBlank | None = None
     auth_disabled: bool = False
 
     @model_validator(mode="after")
@@ -80,7 +86,11 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        stop("; ".join(f"{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}".strip() for e in error.errors()))
+        stop("; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors()))
+
+
+def _sentence(*parts: int | str) -> str:
+    return " ".join(str(part).upper() if part in Settings.model_fields else str(part) for part in parts)
 
 
 def stop(reason: str) -> NoReturn:

@@ -40,7 +40,8 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 def empty_database(server_url: str) -> Iterator[str]:
     """Make a database on the server and drop it afterwards; its URL."""
     name = f"test_{uuid4().hex}"
-    with_name = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    parts = urlsplit(server_url)
+    with_name = f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
     _execute(server_url, f"CREATE DATABASE {name}")
     try:
         yield with_name
