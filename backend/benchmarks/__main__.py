@@ -52,8 +52,8 @@ def parse() -> argparse.Namespace:
     add("--delay-ms", type=float, metavar="MS", help="put a network in front of the database: so long a round trip")
     add("--fill", type=int, metavar="TASKS", help=f"the service on so many tasks (10000000) and on {FEW:,}, no peers")
     arguments = parser.parse_args()
-    if arguments.fill is not None and (arguments.fill < FEW or arguments.fill % FEW):
-        parser.error(f"--fill takes a multiple of {FEW}")
+    if arguments.fill is not None and (arguments.fill <= FEW or arguments.fill % FEW):
+        parser.error(f"--fill takes a multiple of {FEW} above it")
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
     arguments.seconds = arguments.seconds or (1 if arguments.quick else 3)
     usual = [1] if arguments.delay_ms or arguments.fill else [16] if arguments.quick else [1, 16, 64]

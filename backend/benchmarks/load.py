@@ -17,12 +17,14 @@ SERVICE_ONLY = ("deep-cursor", "search", "search-none", "total")
 
 
 class Sample(NamedTuple):
-    """Requests per second; milliseconds (median, 99th percentile); CPU seconds per 1,000 requests; what went wrong."""
+    """Requests per second; milliseconds (median, 99th percentile); CPU seconds per 1,000 requests; the share of time
+    that the server's main thread stood in line for a CPU; how many requests were answered 4xx or 5xx, or not at all."""
 
     rps: float
     p50: float
     p99: float
     cpu: float
+    queued: float
     refused: int
     broken: int
 
@@ -38,7 +40,7 @@ def find_wrk() -> str:
 def measure(server: Server, data: Dataset, cursor: str, scenario: str, connections: int, seconds: int) -> Sample:
     """Ask for `scenario` over so many `connections` at once, from one thread; `cursor` is the path of a deep page."""
     server.client.get(f"{data.owner}?limit=1")  # when this is answered, an earlier load is over
-    before = server.cpu_seconds()
+    before = server.cpu_seconds(), server.queued_seconds()
     with NamedTemporaryFile("w") as paths:
         paths.write("\n".join(data.paths(5_000)))
         paths.flush()
@@ -48,9 +50,10 @@ def measure(server: Server, data: Dataset, cursor: str, scenario: str, connectio
              scenario, paths.name, data.owner, str(data.depth), cursor],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-    used = server.cpu_seconds() - before
+    used, queued = server.cpu_seconds() - before[0], server.queued_seconds() - before[1]
     seen = json.loads(output.partition("RESULT ")[2])
     requests, took = seen.pop("requests"), seen.pop("seconds")
     if not requests:
         seen["broken"] += connections  # wrk does not count what it still waits for
-    return Sample(rps=requests / took, cpu=used / requests * 1000 if requests else 0.0, **seen)
+    cpu = used / requests * 1000 if requests else 0.0
+    return Sample(rps=requests / took, cpu=cpu, queued=queued / took, **seen)

@@ -28,10 +28,13 @@ class Report:
         lines = [["scenario", "connections", *speeds, *ratios, f"p50 ms: {all_names}", "p99 ms", "CPU s / 1,000"]]
         for (scenario, connections), samples in self.samples.items():
             seen = {name: Sample._make(map(median, zip(*taken, strict=True))) for name, taken in samples.items()}
-            cells = {name: [_text(value) for value in seen[name]] if name in seen else ["–"] * 6 for name in self.names}
+            cells = {
+                name: [_text(value) for value in seen[name]] if name in seen else ["–"] * len(Sample._fields)
+                for name in self.names
+            }
             for name, sample in seen.items():
                 cells[name][0] += " !" if sample.refused or sample.broken else ""
-            ratios = (_text(seen[first].rps / seen[n].rps) if n in seen and seen[n].rps else "–" for n in others)
+            ratios = (f"{seen[first].rps / seen[n].rps:.2f}" if n in seen and seen[n].rps else "–" for n in others)
             columns = list(zip(*cells.values(), strict=True))
             lines.append([scenario, str(connections), *columns[0], *ratios, *map(" / ".join, columns[1:4])])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,10 +71,15 @@ class Report:
             for name, taken in samples.items()
             if (refused := sum(s.refused for s in taken)) + (broken := sum(s.broken for s in taken))
         ]
+        queued = [
+            f"{name} {median(s.queued for samples in self.samples.values() for s in samples.get(name, [])):.0%}"
+            for name in self.names
+        ]
         stolen, total = (now - then for now, then in zip(_ticks(), self._began, strict=True))
         return [
             *self.notes,
             *spoilt,
+            f"Share of the time in line for a CPU, which costs one event loop more than threads: {', '.join(queued)}.",
             f"CPU time that other guests took from this machine: {stolen / max(1, total):.0%}.",
         ]
 

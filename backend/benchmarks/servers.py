@@ -71,6 +71,10 @@ class Server:
         fields = self._proc("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def queued_seconds(self) -> float:
+        """How long its main thread has stood in line for a CPU so far."""
+        return int(self._proc("schedstat").split()[1]) / 1e9
+
     def memory_mib(self) -> float:
         """The memory that the process has in use now (resident set)."""
         return int(self._proc("status").partition("VmRSS:")[2].split()[0]) / 1024
