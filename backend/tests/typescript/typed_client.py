@@ -1,0 +1,32 @@
+"""The client of the Next.js quickstart, compiled and run in Node; `.ci/typescript` runs it, `make test` does not."""
+
+import subprocess
+from pathlib import Path
+
+from backend.tests.frontend import frontend
+from backend.tests.serving import as_process
+from backend.tests.typescript.building import build, node
+
+SIX = ["create_task", "list_tasks", "get_task", "update_task", "toggle_task", "delete_task"]
+MAIN = """
+import { betterAuthToken } from "./tasks.js";
+import { walk } from "./walk.js";
+const [baseUrl, user, origin] = process.argv.slice(1);
+console.log((await walk(baseUrl, user, betterAuthToken(origin))).join("\\n"));
+"""
+
+
+def test_the_client_of_the_quickstart_compiles_and_walks_all_six_operations(database_url: str, tmp_path: Path) -> None:
+    with (
+        frontend(tmp_path) as ours,
+        as_process(tmp_path, env={"DATABASE_URL": database_url, **ours.settings}) as service,
+    ):
+        build(service.base_url, tmp_path)
+        walked = subprocess.run(
+            [node(), "--input-type=module", "--eval", MAIN, service.base_url, ours.user, ours.origin],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert walked.returncode == 0, walked.stderr
+    assert walked.stdout.split() == SIX
