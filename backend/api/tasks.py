@@ -1,16 +1,18 @@
 """The six operations on the tasks of a user."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response, params
+from starlette.routing import BaseRoute
 
-from backend.api.json_body import JsonBodyRoute
 from backend.api.paging import links
-from backend.api.responses import ALWAYS, CONDITIONAL, ETAG, LOCATION, ONE_TASK, PAGE, WITH_BODY, Responses
+from backend.api.responses import ALWAYS, CONDITIONAL, ETAG, GUARDED, LOCATION, ONE_TASK, PAGE, WITH_BODY, Responses
 from backend.core.db import SessionDep
 from backend.core.errors import invalid
+from backend.core.route import Route
 from backend.core.types import Key
 from backend.models import task as tasks
 from backend.models.task import Task, TaskCreate, TaskQuery, TaskRow, TaskToggle, TaskUpdate
@@ -28,12 +30,8 @@ IdempotencyKey = Annotated[
     Key | None,
     Header(description="A text that is new for each task: sent again, it gives the task that was made the first time."),
 ]
-CHANGE: Responses = {200: {"headers": ETAG}, **ONE_TASK, **CONDITIONAL}
-
-router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], route_class=JsonBodyRoute, responses=ALWAYS)
 
 
-@router.post("", status_code=201, response_model=Task, responses={201: {"headers": LOCATION | ETAG}, **WITH_BODY})
 async def create_task(
     request: Request, session: SessionDep, user_id: UserId, task: TaskCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -46,7 +44,6 @@ async def create_task(
     return response
 
 
-@router.get("", response_model=list[Task], responses={200: {"headers": PAGE}})
 async def list_tasks(
     request: Request, session: SessionDep, user_id: UserId, query: Annotated[TaskQuery, Query()]
 ) -> Response:
@@ -62,11 +59,6 @@ async def list_tasks(
     return Response(page.body, media_type="application/json", headers=headers)
 
 
-@router.get(
-    "/{task_id}",
-    response_model=Task,
-    responses={200: {"headers": ETAG}, 304: {"description": "It is as you know it.", "headers": ETAG}, **ONE_TASK},
-)
 async def get_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -79,7 +71,6 @@ async def get_task(
     return _task(row)
 
 
-@router.put("/{task_id}", response_model=Task, responses=CHANGE | WITH_BODY)
 async def update_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, change: TaskUpdate, if_match: IfMatch = None
 ) -> Response:
@@ -91,7 +82,6 @@ async def update_task(
     return _task(row)
 
 
-@router.patch("/{task_id}/complete", response_model=Task, responses=CHANGE | WITH_BODY)
 async def toggle_task(
     session: SessionDep,
     user_id: UserId,
@@ -107,13 +97,35 @@ async def toggle_task(
     return _task(row)
 
 
-@router.delete("/{task_id}", status_code=204, responses=ONE_TASK | CONDITIONAL)
 async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Delete a task for good."""
     expected = _expected(if_match)
     if not await tasks.delete(session, user_id, task_id, expected):
         raise await _refusal(session, user_id, task_id, expected)
     return Response(status_code=204)
+
+
+def routes(guards: Sequence[params.Depends] = ()) -> list[BaseRoute]:
+    """The six operations, each behind the `guards`."""
+    router = APIRouter(
+        prefix="/api/{user_id}/tasks",
+        tags=["tasks"],
+        route_class=Route,
+        dependencies=guards,
+        responses=ALWAYS | (GUARDED if guards else {}),
+        generate_unique_id_function=lambda route: route.name,
+    )
+    add, one = router.add_api_route, "/{task_id}"
+    known: Responses = {200: {"headers": ETAG}, 304: {"description": "It is as you know it.", "headers": ETAG}}
+    made: Responses = {201: {"headers": LOCATION | ETAG}}
+    changed: Responses = {200: {"headers": ETAG}} | ONE_TASK | CONDITIONAL | WITH_BODY
+    add("", list_tasks, methods=["GET"], response_model=list[Task], responses={200: {"headers": PAGE}})
+    add("", create_task, methods=["POST"], status_code=201, response_model=Task, responses=made | WITH_BODY)
+    add(one, get_task, methods=["GET"], response_model=Task, responses=known | ONE_TASK)
+    add(one, update_task, methods=["PUT"], response_model=Task, responses=changed)
+    add(one + "/complete", toggle_task, methods=["PATCH"], response_model=Task, responses=changed)
+    add(one, delete_task, methods=["DELETE"], status_code=204, responses=ONE_TASK | CONDITIONAL)
+    return router.routes
 
 
 def _task(row: TaskRow, status: int = 200) -> Response:
