@@ -1,0 +1,106 @@
+"""Traces, switched on by the standard variables and seen to arrive at a collector."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from signal import SIGTERM
+
+import httpx
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from backend.tests.serving import as_process
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER = "00f067aa0ba902b7"
+
+
+@dataclass
+class Collector:
+    """An OTLP/HTTP collector that keeps what is sent to it."""
+
+    url: str = ""
+    paths: list[str] = field(default_factory=list)
+    spans: "Queue[Span]" = field(default_factory=Queue)
+
+    def wait_for(self, name: str) -> dict[bytes, Span]:
+        """All spans up to the one called `name`, by id."""
+        arrived: dict[bytes, Span] = {}
+        while True:
+            span = self.spans.get(timeout=30)
+            arrived[span.span_id] = span
+            if span.name == name:
+                return arrived
+
+
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            collector.paths.append(self.path)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/v1/traces":
+                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    for scope in resource.scope_spans:
+                        for span in scope.spans:
+                            collector.spans.put(span)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # so it is called in the base class
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        collector.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield collector
+        server.shutdown()
+
+
+def attributes(span: Span) -> dict[str, str | int]:
+    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+
+
+def test_the_trace_of_a_request_has_its_statement_in_it(database_url: str, tasks: str, tmp_path: Path) -> None:
+    with collecting() as collector:
+        on = {
+            "DATABASE_URL": database_url,
+            "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+        }
+        with as_process(tmp_path, env=on) as service:
+            headers = {"traceparent": f"00-{TRACE_ID}-{CALLER}-01"}
+            created = httpx.post(f"{service.base_url}{tasks}", json={"title": "Buy milk"}, headers=headers)
+            assert created.status_code == 201
+            spans = collector.wait_for("POST /api/{user_id}/tasks")
+    spans = {span.span_id: span for span in spans.values() if span.trace_id.hex() == TRACE_ID}
+    (request,) = (span for span in spans.values() if span.kind == Span.SPAN_KIND_SERVER)
+    (statement,) = (span for span in spans.values() if span.kind == Span.SPAN_KIND_CLIENT)
+    assert request.parent_span_id.hex() == CALLER
+    assert attributes(request)["http.response.status_code"] == 201
+    above = statement
+    while above is not request:
+        above = spans[above.parent_span_id]
+    assert statement.name == "create task"
+    assert request.start_time_unix_nano < statement.start_time_unix_nano
+    assert statement.end_time_unix_nano < request.end_time_unix_nano
+    assert attributes(statement)["db.system.name"] == "postgresql"
+    assert "Buy milk" not in str(spans)
+
+
+def test_nothing_is_sent_where_telemetry_was_not_switched_on(database_url: str, tasks: str, tmp_path: Path) -> None:
+    with collecting() as collector:
+        off = {"DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        with as_process(tmp_path, env=off) as service:
+            assert httpx.get(f"{service.base_url}{tasks}").status_code == 200
+            # What would be sent is sent before the end.
+            service.stop(SIGTERM)
+        assert collector.paths == []
