@@ -56,15 +56,16 @@ class Connection:
         self._incoming.register(raw.fileno(), select.POLLIN)
 
     @classmethod
-    async def open(cls, dsn: str) -> Self:
-        """Connect to `dsn`; raises ConnectionLost."""
+    async def open(cls, dsn: str, deadline: float) -> Self:
+        """Connect to `dsn` until the event loop's clock shows `deadline`; raises ConnectionLost, TimeoutError."""
         try:
-            raw = psycopg2.connect(await _with_addresses(dsn), async_=True)
-            try:
-                await _ready(raw)
-            except BaseException:
-                raw.close()
-                raise
+            async with asyncio.timeout_at(deadline):
+                raw = psycopg2.connect(await _with_addresses(dsn), async_=True)
+                try:
+                    await _ready(raw, deadline)
+                except BaseException:
+                    raw.close()
+                    raise
         except (psycopg2.Error, socket.gaierror) as error:
             raise ConnectionLost(error) from error
         return cls(raw)
@@ -76,22 +77,23 @@ class Connection:
         """
         return time.monotonic() - self._opened < RECYCLE_SECONDS and not self._incoming.poll(0)
 
-    async def execute(self, sql: str, parameters: Mapping[str, Parameter]) -> tuple[Any, ...] | None:
+    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> tuple[Any, ...] | None:
         """Run one statement that returns rows; the first of them, or None.
 
-        Raises ConnectionLost where the answer never came, else what psycopg2 makes of PostgreSQL's error. When
-        cancelled, the server is asked to stop, nobody waits for that, and the connection is closed.
+        Raises ConnectionLost where the answer never came, TimeoutError where it had not come by the `deadline`, else
+        what psycopg2 makes of PostgreSQL's error. When late or cancelled, the server is asked to stop, nobody waits for
+        that, and the connection is closed.
         """
         try:
             self._cursor.execute(sql, parameters)
-            await _ready(self._raw)
+            await _ready(self._raw, deadline)
             return self._cursor.fetchone()
         except psycopg2.Error as error:
             if self._raw.closed:
                 self.closed = True
                 raise ConnectionLost(error) from error
             raise
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError):
             self.closed = True
             threading.Thread(target=self._cancel, daemon=True).start()
             raise
@@ -120,12 +122,13 @@ async def _with_addresses(dsn: str) -> str:
     return make_dsn(dsn, host=",".join([host] * len(addresses)), hostaddr=",".join(addresses))
 
 
-async def _ready(raw: connection) -> None:
-    """Wait until `raw` has done what it was asked to."""
+async def _ready(raw: connection, deadline: float) -> None:
+    """Wait until `raw` has done what it was asked to; raises TimeoutError at the `deadline`."""
     loop = asyncio.get_running_loop()
     while (state := raw.poll()) != POLL_OK:
         ready = loop.create_future()
         file = raw.fileno()
+        timer = loop.call_at(deadline, _expire, ready)
         if state == POLL_READ:
             loop.add_reader(file, _wake, ready)
         else:
@@ -133,10 +136,16 @@ async def _ready(raw: connection) -> None:
         try:
             await ready
         finally:
+            timer.cancel()
             if state == POLL_READ:
                 loop.remove_reader(file)
             else:
                 loop.remove_writer(file)
+
+
+def _expire(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_exception(TimeoutError())
 
 
 def _wake(ready: "asyncio.Future[None]") -> None:

@@ -83,23 +83,23 @@ class Session:
 
     async def _run(self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect) -> Row | None:
         outcome = UNTOUCHED
+        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                for may_repeat in (effect != "once", False):
-                    connection = await self._take()
-                    before, outcome = outcome, UNTOUCHED if effect == "read" else DOUBTFUL
-                    try:
-                        row = await connection.execute(statement.sql, parameters)
-                        return None if row is None else statement.row(*row)
-                    except psycopg2.Error as error:
-                        raise from_sqlstate(error, before) from error
-                    except ConnectionLost as lost:
-                        if not may_repeat:
-                            raise
-                        logger.warning("%s is repeated: %s", statement.name, lost)
-                    finally:
-                        if not connection.closed:
-                            self._idle.append(connection)
+            for may_repeat in (effect != "once", False):
+                connection = await self._take(deadline)
+                before, outcome = outcome, UNTOUCHED if effect == "read" else DOUBTFUL
+                try:
+                    row = await connection.execute(statement.sql, parameters, deadline)
+                    return None if row is None else statement.row(*row)
+                except psycopg2.Error as error:
+                    raise from_sqlstate(error, before) from error
+                except ConnectionLost as lost:
+                    if not may_repeat:
+                        raise
+                    logger.warning("%s is repeated: %s", statement.name, lost)
+                finally:
+                    if not connection.closed:
+                        self._idle.append(connection)
         except ConnectionLost as lost:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
@@ -108,14 +108,14 @@ class Session:
             raise unavailable("The database did not answer in time", outcome) from None
         raise AssertionError("the last attempt returns or raises")
 
-    async def _take(self) -> Connection:
+    async def _take(self, deadline: float) -> Connection:
         # Last in, first out: under little load few connections stay warm and the others may be closed.
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable():
                 return connection
             connection.close()
-        return await Connection.open(self._dsn)
+        return await Connection.open(self._dsn, deadline)
 
 
 async def get_session(request: Request) -> Session:
