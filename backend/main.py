@@ -7,13 +7,13 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TypedDict
 
 from fastapi import Depends, FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from backend.api import health, tasks
 from backend.core import embedded, errors, schema
 from backend.core.config import Settings, load_settings
+from backend.core.cors import Cors
 from backend.core.db import Session
 from backend.core.request_log import RequestLog, configure_logging
 
@@ -32,6 +32,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.database_url is None:
         embedded.binaries()
 
+    # FastAPI looks for a provider in every request unless told that there is none.
+    traced = any(name.startswith(("OTEL_", "FASTAPI_OTEL_")) for name in os.environ)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         configure_logging(settings)
@@ -45,12 +48,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 schema.upgrade(url)
             else:
                 url = settings.database_url.get_secret_value()
-            session = Session(url, settings.db_pool_size, settings.db_pool_timeout)
+            session = Session(url, settings.db_pool_size, settings.db_pool_timeout, traced=traced)
             stack.callback(session.close)
             yield {"session": session}
 
-    # FastAPI looks for a provider in every request unless told that there is none.
-    traced = any(name.startswith(("OTEL_", "FASTAPI_OTEL_")) for name in os.environ)
     app = FastAPIOffline(
         title="Tasks",
         version="1.0.0",
@@ -70,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     errors.install(app)
     app.add_middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],

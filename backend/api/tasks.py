@@ -31,6 +31,9 @@ IdempotencyKey = Annotated[
     Header(description="A text that is new for each task: sent again, it gives the task that was made the first time."),
 ]
 
+# A browser may keep a task but has to ask if it still holds; nobody between it and us may.
+PRIVATE = {"Cache-Control": "private, no-cache"}
+
 
 async def create_task(
     request: Request, session: SessionDep, user_id: UserId, task: TaskCreate, idempotency_key: IdempotencyKey = None
@@ -51,7 +54,7 @@ async def list_tasks(
     if query.cursor is not None and "offset" in query.model_fields_set:
         raise invalid("cursor", "Cursor should not be used together with offset")
     page = await tasks.page(session, user_id, query)
-    headers = {}
+    headers = dict(PRIVATE)
     if link := links(request, query, page.next_cursor):
         headers["Link"] = link
     if page.total is not None:
@@ -67,7 +70,7 @@ async def get_task(
     if row is None:
         raise _no_such_task()
     if if_none_match is not None and (if_none_match.strip() == "*" or row.etag in _etags(if_none_match)):
-        return Response(status_code=304, headers={"ETag": row.etag})
+        return Response(status_code=304, headers={"ETag": row.etag, **PRIVATE})
     return _task(row)
 
 
@@ -129,7 +132,7 @@ def routes(guards: Sequence[params.Depends] = ()) -> list[BaseRoute]:
 
 
 def _task(row: TaskRow, status: int = 200) -> Response:
-    return Response(row.body, status, {"ETag": row.etag}, "application/json")
+    return Response(row.body, status, {"ETag": row.etag, **PRIVATE}, "application/json")
 
 
 def _etags(header: str, *, weak: bool = True) -> list[str]:

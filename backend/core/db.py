@@ -34,13 +34,14 @@ nothing, `idempotent` done twice is as done once (RFC 9110, section 9.2.2), `onc
 class Session:
     """Runs statements, each a transaction of its own, on at most `size` connections; requests take turns in order.
 
-    Nobody waits longer than `timeout` seconds for a turn, nor then for the database.
+    Nobody waits longer than `timeout` seconds for a turn, nor then for the database. `traced` makes a span of each.
     """
 
-    def __init__(self, url: str, size: int, timeout: float) -> None:
+    def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
         self._dsn = connection_string(url)
         self._size = size
         self._timeout = timeout
+        self._traced = traced
         self._turns = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
 
@@ -53,7 +54,7 @@ class Session:
         HTTPException 503 where the database cannot be reached, is too slow or lets go: its detail says whether
         something may have been written.
         """
-        if not trace.get_current_span().is_recording():
+        if not self._traced:
             return await self._in_turn(statement, parameters, effect)
         attributes = {"db.system.name": "postgresql", "db.query.text": statement.sql}
         with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):

@@ -1,10 +1,10 @@
 """Request ids and the line each request leaves in the log."""
 
 import logging
+import os
 import re
 import time
 from contextvars import ContextVar
-from uuid import uuid4
 
 from pythonjsonlogger.json import JsonFormatter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,8 +27,10 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if _ACCEPTED.fullmatch(given) else uuid4().hex.encode()
+        request_id = os.urandom(16).hex().encode()
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _ACCEPTED.fullmatch(value):
+                request_id = value
         _request_id.set(request_id.decode())
         started = time.perf_counter()
         status = 0
