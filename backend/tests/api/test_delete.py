@@ -1,0 +1,41 @@
+"""Deleting tasks."""
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import httpx
+
+from backend.tests.problem import assert_problem
+
+
+def test_a_deleted_task_is_gone_for_good(client: httpx.Client, tasks: str) -> None:
+    kept, gone = (client.post(tasks, json={"title": title}) for title in ("Buy milk", "Buy bread"))
+    path = gone.headers["Location"]
+    deleted = client.delete(path)
+    assert deleted.status_code == 204
+    assert deleted.content == b""
+    assert "Content-Type" not in deleted.headers
+    for answer in (
+        client.get(path),
+        client.put(path, json={"title": "x"}),
+        client.patch(f"{path}/complete"),
+        client.delete(path),
+    ):
+        assert_problem(answer, 404)
+    assert client.get(tasks).json() == [kept.json()]
+
+
+def test_of_many_deletes_at_once_one_deletes(client: httpx.Client, tasks: str) -> None:
+    path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
+    with ThreadPoolExecutor(10) as pool:
+        answers = sorted(pool.map(lambda _: client.delete(path).status_code, range(10)))
+    assert answers == [204] + [404] * 9
+
+
+def test_nobody_deletes_tasks_of_others(client: httpx.Client, tasks: str) -> None:
+    path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
+    stranger = f"/api/{uuid4()}/tasks"
+    answers = [client.delete(f"{stranger}/{i}") for i in (path.rpartition("/")[2], uuid4())]
+    assert_problem(answers[0], 404)
+    assert answers[0].content == answers[1].content
+    assert client.get(path).status_code == 200

@@ -1,0 +1,70 @@
+"""Getting one task, whole or only if it has changed."""
+
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.tests.problem import assert_problem
+
+NO_UUID = ["x", "%20", "12345678-1234-1234-1234-12345678901", "%00", "1" * 33]
+
+
+def test_a_task_and_its_etag_stay_until_it_is_written(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    found = [client.get(created.headers["Location"]) for _ in range(2)]
+    assert [response.json() for response in found] == [created.json()] * 2
+    assert {response.headers["ETag"] for response in found} == {created.headers["ETag"]}
+    assert found[0].headers["ETag"].startswith('"')
+    changed = client.patch(f"{created.headers['Location']}/complete")
+    assert changed.headers["ETag"] != created.headers["ETag"]
+    assert client.get(created.headers["Location"]).headers["ETag"] == changed.headers["ETag"]
+
+
+@pytest.mark.parametrize("known", ["{etag}", "W/{etag}", "*", '"other", {etag}', '"a,b",W/{etag} , "c"'])
+def test_what_the_client_knows_is_not_sent_again(client: httpx.Client, tasks: str, known: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    etag = created.headers["ETag"]
+    same = client.get(created.headers["Location"], headers={"If-None-Match": known.format(etag=etag)})
+    assert same.status_code == 304
+    assert same.content == b""
+    assert same.headers["ETag"] == etag
+    client.put(created.headers["Location"], json={"title": "Buy oat milk"})
+    if known != "*":
+        changed = client.get(created.headers["Location"], headers={"If-None-Match": known.format(etag=etag)})
+        assert changed.json()["title"] == "Buy oat milk"
+
+
+@pytest.mark.parametrize("known", ["", '"other"', "W/", "{bare}", "-"])
+def test_a_task_that_the_client_does_not_know_is_sent(client: httpx.Client, tasks: str, known: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    known = known.format(bare=created.headers["ETag"].strip('"'))
+    found = client.get(created.headers["Location"], headers={"If-None-Match": known})
+    assert found.status_code == 200
+    assert found.json() == created.json()
+
+
+def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    lines = [("If-None-Match", '"other"'), ("If-None-Match", created.headers["ETag"])]
+    assert client.get(created.headers["Location"], headers=lines).status_code == 304
+
+
+def test_no_task_no_answer(client: httpx.Client, tasks: str) -> None:
+    assert_problem(client.get(f"{tasks}/{uuid4()}"), 404)
+    assert_problem(client.get(f"{tasks}/{uuid4()}", headers={"If-None-Match": "*"}), 404)
+
+
+def test_a_strangers_task_looks_like_none(client: httpx.Client, tasks: str) -> None:
+    theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"}).json()["id"]
+    answers = [client.get(f"{tasks}/{task_id}") for task_id in (theirs, uuid4())]
+    assert_problem(answers[0], 404)
+    assert answers[0].content == answers[1].content
+    assert list(answers[0].headers) == list(answers[1].headers)
+
+
+@pytest.mark.parametrize("text", NO_UUID)
+def test_ids_are_uuids(client: httpx.Client, tasks: str, text: str) -> None:
+    assert_problem(client.get(f"{tasks}/{text}"), 422, "path", "task_id")
+    assert_problem(client.get(f"/api/{text}/tasks/{uuid4()}"), 422, "path", "user_id")
+    assert_problem(client.get(f"/api/{text}/tasks"), 422, "path", "user_id")

@@ -1,0 +1,88 @@
+"""Writing only what the client has seen: `If-Match` on every write."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.tests.problem import assert_problem
+
+Headers = dict[str, str] | list[tuple[str, str]]
+Write = Callable[[httpx.Client, str, Headers], httpx.Response]
+
+WRITES: dict[str, Write] = {
+    "put": lambda client, task, headers: client.put(task, json={"title": "Mine"}, headers=headers),
+    "flip": lambda client, task, headers: client.patch(f"{task}/complete", headers=headers),
+    "set": lambda client, task, headers: client.patch(f"{task}/complete", json={"completed": True}, headers=headers),
+    "delete": lambda client, task, headers: client.delete(task, headers=headers),
+}
+every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+
+
+@every_write
+@pytest.mark.parametrize("match", ["{etag}", "*", '"a" ,{etag}, "b,c"'])
+def test_what_was_seen_is_written(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    etag = created.headers["ETag"]
+    written = write(client, created.headers["Location"], {"If-Match": match.format(etag=etag)})
+    assert written.status_code in (200, 204)
+    assert written.headers.get("ETag") != etag
+
+
+@every_write
+@pytest.mark.parametrize("match", ['"other"', "W/{etag}", "{bare}", "", '"*"', '"a", "b"'])
+def test_what_was_not_seen_is_left_alone(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    etag = created.headers["ETag"]
+    match = match.format(etag=etag, bare=etag.strip('"'))
+    assert_problem(write(client, created.headers["Location"], {"If-Match": match}), 412)
+    found = client.get(created.headers["Location"])
+    assert found.json() == created.json()
+    assert found.headers["ETag"] == etag
+
+
+@every_write
+def test_what_has_changed_since_is_left_alone(client: httpx.Client, tasks: str, write: Write) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    changed = client.put(created.headers["Location"], json={"title": "Buy oat milk"})
+    assert_problem(write(client, created.headers["Location"], {"If-Match": created.headers["ETag"]}), 412)
+    assert client.get(created.headers["Location"]).json() == changed.json()
+
+
+@every_write
+def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: str, write: Write) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    lines = [("If-Match", '"other"'), ("If-Match", created.headers["ETag"])]
+    assert write(client, created.headers["Location"], lines).status_code in (200, 204)
+
+
+@every_write
+@pytest.mark.parametrize("match", ["*", '"other"'])
+def test_where_there_is_no_task_that_is_said(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+    theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
+    for task_id in (theirs.json()["id"], uuid4()):
+        assert_problem(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
+
+
+def test_without_it_the_last_write_wins(client: httpx.Client, tasks: str) -> None:
+    path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
+    for title in ("one", "two"):
+        assert client.put(path, json={"title": title}).status_code == 200
+    assert client.get(path).json()["title"] == "two"
+
+
+@every_write
+def test_of_many_who_saw_the_same_exactly_one_wins(client: httpx.Client, tasks: str, write: Write) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    seen: Headers = {"If-Match": created.headers["ETag"]}
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: write(client, created.headers["Location"], seen), range(20)))
+    winners = [answer for answer in answers if answer.is_success]
+    assert len(winners) == 1
+    # Who comes when the task is deleted already finds none.
+    assert {answer.status_code for answer in answers if answer.is_error} <= {404, 412}
+    if winners[0].status_code == 200:
+        assert client.get(created.headers["Location"]).json() == winners[0].json()
+        assert sorted({answer.status_code for answer in answers}) == [200, 412]

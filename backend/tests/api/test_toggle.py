@@ -1,0 +1,82 @@
+"""Completing tasks: flipping them, and setting them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.tests.problem import assert_problem
+
+
+@pytest.fixture
+def task(client: httpx.Client, tasks: str) -> str:
+    """The path of an open task."""
+    location: str = client.post(tasks, json={"title": "Buy milk", "description": "Two"}).headers["Location"]
+    return location
+
+
+def test_no_body_flips(client: httpx.Client, task: str) -> None:
+    before = client.get(task).json()
+    for completed in (True, False, True):
+        flipped = client.patch(f"{task}/complete")
+        assert flipped.status_code == 200
+        assert flipped.json() == before | {"completed": completed, "updated_at": flipped.json()["updated_at"]}
+        assert client.get(task).json() == flipped.json()
+        assert client.get(task).headers["ETag"] == flipped.headers["ETag"]
+
+
+def test_an_empty_body_is_none(client: httpx.Client, task: str) -> None:
+    assert client.patch(f"{task}/complete", headers={"Content-Type": "application/json"}).json()["completed"] is True
+    assert client.patch(f"{task}/complete", content=iter([b""])).json()["completed"] is False
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_a_body_sets_it_whatever_it_was(client: httpx.Client, task: str, completed: bool) -> None:
+    for _ in range(2):
+        assert client.patch(f"{task}/complete", json={"completed": completed}).json()["completed"] is completed
+
+
+@pytest.mark.parametrize(
+    ("body", "loc"),
+    [
+        (b"{}", ("body", "completed")),
+        (b'{"completed": null}', ("body", "completed")),
+        (b'{"completed": 1}', ("body", "completed")),
+        (b'{"completed": "true"}', ("body", "completed")),
+        (b'{"Completed": true}', ("body", "completed")),
+        (b"[]", ("body",)),
+        (b"true", ("body",)),
+    ],
+)
+def test_a_body_that_does_not_say_which_is_refused_and_flips_nothing(
+    client: httpx.Client, task: str, body: bytes, loc: tuple[str, ...]
+) -> None:
+    before = client.get(task)
+    refused = client.patch(f"{task}/complete", content=body, headers={"Content-Type": "application/json"})
+    assert_problem(refused, 422, *loc)
+    assert client.get(task).headers["ETag"] == before.headers["ETag"]
+
+
+def test_a_body_that_is_not_said_to_be_json_flips_nothing(client: httpx.Client, task: str) -> None:
+    before = client.get(task)
+    refused = client.patch(f"{task}/complete", content=b'{"completed": false}', headers={"Content-Type": "text/plain"})
+    assert_problem(refused, 422, "body")
+    assert client.get(task).headers["ETag"] == before.headers["ETag"]
+
+
+def test_101_flips_at_once_are_101_flips(client: httpx.Client, task: str) -> None:
+    with ThreadPoolExecutor(101) as pool:
+        flipped = list(pool.map(lambda _: client.patch(f"{task}/complete"), range(101)))
+    assert [response.status_code for response in flipped] == [200] * 101
+    assert [response.json()["completed"] for response in flipped].count(True) == 51
+    assert len({response.headers["ETag"] for response in flipped}) == 101
+    assert client.get(task).json()["completed"] is True
+
+
+def test_no_task_no_flip(client: httpx.Client, tasks: str, task: str) -> None:
+    stranger = f"/api/{uuid4()}/tasks"
+    answers = [client.patch(f"{stranger}/{i}/complete") for i in (task.rpartition("/")[2], uuid4())]
+    assert_problem(answers[0], 404)
+    assert answers[0].content == answers[1].content
+    assert client.get(task).json()["completed"] is False

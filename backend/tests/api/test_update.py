@@ -1,0 +1,81 @@
+"""Changing tasks, in part or whole."""
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.tests.problem import assert_problem
+
+WHOLE = {"title": "Buy milk", "description": "Two bottles", "completed": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": "Buy oat milk"},
+        {"description": "One bottle"},
+        {"description": None},
+        {"description": ""},
+        {"completed": False},
+        {"title": "Buy oat milk", "description": None, "completed": False},
+    ],
+)
+def test_fields_left_out_stay_as_they_are(client: httpx.Client, tasks: str, change: dict[str, object]) -> None:
+    created = client.post(tasks, json=WHOLE)
+    updated = client.put(created.headers["Location"], json=change)
+    assert updated.status_code == 200
+    task = updated.json()
+    assert task == created.json() | change | {"updated_at": task["updated_at"]}
+    assert client.get(created.headers["Location"]).json() == task
+    assert client.get(created.headers["Location"]).headers["ETag"] == updated.headers["ETag"]
+
+
+@pytest.mark.parametrize("body", [{}, {"colour": "red"}, {"id": str(uuid4()), "version": 7, "created_at": None}])
+def test_a_body_that_names_no_field_changes_nothing(client: httpx.Client, tasks: str, body: dict[str, object]) -> None:
+    created = client.post(tasks, json=WHOLE)
+    updated = client.put(created.headers["Location"], json=body)
+    assert updated.status_code == 200
+    assert updated.json() == created.json()
+    assert updated.headers["ETag"] == created.headers["ETag"]
+    assert_problem(client.put(created.headers["Location"], json=body, headers={"If-Match": '"other"'}), 412)
+    assert_problem(client.put(f"{tasks}/{uuid4()}", json=body), 404)
+
+
+def test_whole_tasks_can_be_sent_back(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json=WHOLE)
+    task = created.json()
+    foreign = {"id": str(uuid4()), "user_id": str(uuid4()), "version": 1, "created_at": "2001-01-01T00:00:00Z"}
+    updated = client.put(created.headers["Location"], json=task | foreign | {"updated_at": None, "title": "Buy bread"})
+    assert updated.json() == task | {"title": "Buy bread", "updated_at": updated.json()["updated_at"]}
+    assert client.get(tasks).json() == [updated.json()]
+
+
+def test_every_write_moves_updated_at_on_and_leaves_created_at(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json=WHOLE)
+    path = created.headers["Location"]
+
+    def write(n: int) -> httpx.Response:
+        if n % 3 == 0:
+            return client.put(path, json=WHOLE)  # a write, though no field gets another value
+        return client.patch(f"{path}/complete", json={"completed": True} if n % 3 == 1 else None)
+
+    one_by_one = [created, *map(write, range(9))]
+    with ThreadPoolExecutor(6) as pool:
+        at_once = list(pool.map(write, range(30)))
+    moments = [response.json()["updated_at"] for response in one_by_one]
+    assert moments == sorted(set(moments))
+    later = {response.json()["updated_at"] for response in at_once}
+    assert len(later) == 30
+    assert min(later) > moments[-1]
+    assert {response.json()["created_at"] for response in at_once} == {created.json()["created_at"]}
+
+
+def test_no_task_no_update(client: httpx.Client, tasks: str) -> None:
+    theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Theirs"})
+    answers = [client.put(f"{tasks}/{i}", json={"title": "Mine"}) for i in (theirs.json()["id"], uuid4())]
+    assert_problem(answers[0], 404)
+    assert answers[0].content == answers[1].content
+    assert client.get(theirs.headers["Location"]).json() == theirs.json()
+    assert client.get(tasks).json() == []
