@@ -1,0 +1,258 @@
+"""Listing tasks: order, filters, pages."""
+
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.tests.database import execute
+from backend.tests.problem import assert_problem
+
+
+def add(client: httpx.Client, tasks: str, *titles: str, completed: bool = False) -> list[str]:
+    """Create tasks, the first title first; their ids, newest first as in the list."""
+    made = [client.post(tasks, json={"title": title, "completed": completed}) for title in titles]
+    return [response.json()["id"] for response in reversed(made)]
+
+
+def ids(page: httpx.Response) -> list[str]:
+    assert page.status_code == 200, page.text
+    return [task["id"] for task in page.json()]
+
+
+def titles(page: httpx.Response) -> set[str]:
+    assert page.status_code == 200, page.text
+    return {task["title"] for task in page.json()}
+
+
+def walk(client: httpx.Client, url: str) -> Iterator[httpx.Response]:
+    """The page at `url` and all that follow it."""
+    page = client.get(url)
+    yield page
+    while "next" in page.links:
+        page = client.get(page.links["next"]["url"])
+        yield page
+
+
+def parameters(link: dict[str, str]) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(link["url"]).query, keep_blank_values=True)
+
+
+def test_who_has_no_task_has_an_empty_list(client: httpx.Client, tasks: str) -> None:
+    add(client, f"/api/{uuid4()}/tasks", "Theirs")
+    empty = client.get(tasks)
+    assert empty.status_code == 200
+    assert empty.json() == []
+    assert "Link" not in empty.headers
+    assert "X-Total-Count" not in empty.headers
+
+
+def test_tasks_are_listed_as_they_are_alone(client: httpx.Client, tasks: str) -> None:
+    [first] = add(client, tasks, "Buy milk")
+    client.put(f"{tasks}/{first}", json={"description": "Zwei – 😀 \"'\\\n"})
+    add(client, tasks, "Buy bread", completed=True)
+    listed = client.get(tasks).json()
+    assert listed == [client.get(f"{tasks}/{task['id']}").json() for task in listed]
+    assert len(listed) == 2
+
+
+@pytest.mark.parametrize("way", ["limit=2", "limit=2&offset=0"])
+def test_the_newest_come_first_and_of_one_moment_the_greatest_id(
+    client: httpx.Client, tasks: str, user: str, database_url: str, way: str
+) -> None:
+    older = add(client, tasks, *"abcde")
+    # What happens to whoever creates on several machines at once.
+    execute(database_url, "UPDATE tasks SET created_at = now() - interval '1 s' WHERE user_id = %s", (user,))
+    newer = add(client, tasks, "f", "g")
+    client.patch(f"{tasks}/{older[2]}/complete")
+    assert [task for page in walk(client, f"{tasks}?{way}") for task in ids(page)] == newer + sorted(older)[::-1]
+
+
+def test_a_page_has_fifty_tasks_unless_told_otherwise(
+    client: httpx.Client, tasks: str, user: str, database_url: str
+) -> None:
+    add(client, tasks, "Buy milk")
+    many = "INSERT INTO tasks (id, user_id, title) SELECT gen_random_uuid(), %s, n::text FROM generate_series(1, 100) n"
+    execute(database_url, many, (user,))
+    for query, length in {"": 50, "?limit=1": 1, "?limit=100": 100, "?offset=0": 50, "?offset=100": 1}.items():
+        assert len(ids(client.get(tasks + query))) == length, query
+    walked = [ids(page) for page in walk(client, tasks)]
+    assert [len(page) for page in walked] == [50, 50, 1]
+    assert len({task for page in walked for task in page}) == 101
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("limit", value) for value in ("0", "101", "-1", "x", "", "1.5", "9" * 30)),
+        *(("offset", value) for value in ("-1", "2147483648", "x", "", "9" * 30)),
+        *(("completed", value) for value in ("", "1", "yes", "True", "null")),
+        *(("total", value) for value in ("", "1", "on", "TRUE")),
+        *(("q", value) for value in ("", "x" * 256, "😀" * 256, "nul\0")),
+        *(("cursor", value) for value in ("", "x", "0", "-", "9" * 50, "\0", "ü" * 49)),
+    ],
+)
+def test_what_is_no_such_parameter_is_refused(client: httpx.Client, tasks: str, name: str, value: str) -> None:
+    assert_problem(client.get(tasks, params={name: value}), 422, "query", name)
+
+
+def test_cursors_are_taken_as_they_were_given_and_not_with_an_offset(client: httpx.Client, tasks: str) -> None:
+    add(client, tasks, "a", "b")
+    cursor = dict(parameters(client.get(tasks, params={"limit": 1}).links["next"]))["cursor"]
+    assert len(ids(client.get(tasks, params={"cursor": cursor}))) == 1
+    for changed in (cursor[:-1], cursor + "0", f" {cursor}", f"{cursor}\n", cursor.replace("-", "_")):
+        assert_problem(client.get(tasks, params={"cursor": changed}), 422, "query", "cursor")
+    for offset in (0, 1):
+        assert_problem(client.get(tasks, params={"cursor": cursor, "offset": offset}), 422, "query", "cursor")
+    # Somebody else's leads nowhere but into one's own list.
+    assert ids(client.get(f"/api/{uuid4()}/tasks", params={"cursor": cursor})) == []
+
+
+def test_completed_tells_them_apart(client: httpx.Client, tasks: str) -> None:
+    opened, done = add(client, tasks, "a", "b"), add(client, tasks, "c", completed=True)
+    assert ids(client.get(tasks, params={"completed": "true"})) == done
+    assert ids(client.get(tasks, params={"completed": "false"})) == opened
+    assert ids(client.get(tasks)) == done + opened
+
+
+@pytest.mark.parametrize(
+    ("q", "found"),
+    [
+        ("milk", {"Buy MILK today", "milky way"}),
+        ("MiLk BUY", {"Buy MILK today"}),
+        ("  buy\t\u3000milk\n", {"Buy MILK today"}),
+        ("ilk to", {"Buy MILK today"}),
+        ("milk bread", set()),
+        ("ÄRGER", {"Großer Ärger"}),
+        ("ärger ro", {"Großer Ärger"}),
+        ("ЗАДАЧА", {"задача"}),
+        ("%", {"100% sure"}),
+        ("0%s", set()),
+        ("_", {"snake_case"}),
+        ("k_c", set()),
+        ("\\", {"C:\\temp"}),
+        (":\\T", {"C:\\temp"}),
+        ("\\%", set()),
+        ("'", {"don't"}),
+        ("%(words)s", set()),
+        ("secret", set()),
+        ("😀" * 255, set()),
+        (" \u3000", {"Buy MILK today", "milky way", "Großer Ärger", "задача", "100% sure", "snake_case", "snakeXcase"}
+         | {"C:\\temp", "don't"}),
+    ],
+)  # fmt: skip
+def test_every_word_of_q_occurs_in_the_title(client: httpx.Client, q: str, found: set[str], searched: str) -> None:
+    assert titles(client.get(searched, params={"q": q})) == found
+
+
+@pytest.fixture(scope="module")
+def searched(client: httpx.Client) -> str:
+    """The path of tasks to search in."""
+    path = f"/api/{uuid4()}/tasks"
+    add(client, path, "Buy MILK today", "milky way", "Großer Ärger", "задача", "100% sure", "snake_case", "snakeXcase")
+    add(client, path, "C:\\temp")
+    client.post(path, json={"title": "don't", "description": "secret"})
+    return path
+
+
+@pytest.mark.parametrize("way", ["", "&offset=0"])
+def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, tasks: str, way: str) -> None:
+    add(client, tasks, "a", "b", "c")
+    assert "next" not in client.get(f"{tasks}?limit=3{way}").links
+    assert "next" not in client.get(f"{tasks}?limit=4{way}").links
+    page = client.get(f"{tasks}?limit=2{way}")
+    assert "next" in page.links
+    assert "next" not in client.get(page.links["next"]["url"]).links
+    add(client, tasks, "d", completed=True)
+    assert "next" not in client.get(f"{tasks}?limit=3&completed=false{way}").links
+    assert "next" not in client.get(f"{tasks}?limit=2&q=d{way}").links
+
+
+@pytest.mark.parametrize(
+    ("offset", "limit", "expected"),
+    [
+        (0, 2, {"first": 0, "next": 2}),
+        (1, 2, {"first": 0, "prev": 0, "next": 3}),
+        (2, 2, {"first": 0, "prev": 0, "next": 4}),
+        (4, 2, {"first": 0, "prev": 2}),
+        (3, 1, {"first": 0, "prev": 2, "next": 4}),
+        (5, 2, {"first": 0, "prev": 3}),
+        (2147483647, 100, {"first": 0, "prev": 2147483547}),
+        (0, 5, {"first": 0}),
+    ],
+)
+def test_by_offset_there_are_first_prev_and_next(
+    client: httpx.Client, tasks: str, offset: int, limit: int, expected: dict[str, int]
+) -> None:
+    made = add(client, tasks, *"abcde")
+    page = client.get(tasks, params={"offset": offset, "limit": limit})
+    assert ids(page) == made[offset : offset + limit]
+    assert {str(name): int(dict(parameters(link))["offset"]) for name, link in page.links.items()} == expected
+    assert all(link["url"].startswith(f"{tasks}?") for link in page.links.values())
+
+
+@pytest.mark.parametrize("way", [[], [("offset", "1")]])
+def test_links_keep_the_whole_query(client: httpx.Client, tasks: str, way: list[tuple[str, str]]) -> None:
+    add(client, tasks, *(f"50% <a>&b+c; é {n}" for n in range(4)), completed=True)
+    filters = [("completed", "true"), ("q", "50% <a>&b+c; É"), ("limit", "2"), ("total", "true")]
+    page = client.get(tasks, params=[*way, *filters])
+    assert set(page.links) == ({"first", "prev", "next"} if way else {"next"})
+    for link in page.links.values():
+        assert sorted(parameters(link)[:-1]) == sorted(filters)
+        assert parameters(link)[-1][0] == ("offset" if way else "cursor")
+        assert client.get(link["url"]).headers["X-Total-Count"] == "4"
+
+
+@pytest.mark.parametrize("way", ["", "&offset=0"])
+def test_a_walk_sees_what_matches_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
+    matching: list[str] = []
+    for n in range(7):
+        matching = add(client, tasks, f"Buy {n}", completed=True) + matching
+        add(client, tasks, f"Buy {n}")
+        add(client, tasks, f"Sell {n}", completed=True)
+    pages = list(walk(client, f"{tasks}?completed=true&q=buy&limit=3&total=true{way}"))
+    assert [task for page in pages for task in ids(page)] == matching
+    assert [page.headers["X-Total-Count"] for page in pages] == ["7"] * 3
+
+
+def test_a_walk_by_cursor_sees_each_task_once_while_others_come_and_go(client: httpx.Client, tasks: str) -> None:
+    made = add(client, tasks, *map(str, range(16)))
+    passing, staying = made[::2], made[1::2]
+    seen: list[str] = []
+    for page in walk(client, f"{tasks}?limit=3"):
+        seen += ids(page)
+        add(client, tasks, "new")
+        # The page's last task is where its cursor stands.
+        gone = {seen[-1], *passing[-1:], *passing[:1]} & set(passing)
+        for task in gone:
+            assert client.delete(f"{tasks}/{task}").status_code == 204
+            passing.remove(task)
+        assert client.patch(f"{tasks}/{staying[-2]}/complete").status_code == 200
+    assert len(seen) == len(set(seen))
+    assert [task for task in seen if task in staying] == staying
+
+
+@pytest.mark.parametrize(
+    ("query", "total"),
+    [
+        ("", "3"),
+        ("&limit=1", "3"),
+        ("&offset=2", "3"),
+        ("&offset=3", "3"),
+        ("&offset=2147483647", "3"),
+        ("&completed=true", "1"),
+        ("&q=a", "2"),
+        ("&q=a&completed=true&offset=9", "0"),
+        ("&cursor=0000000000000000-00000000000000000000000000000000", "3"),
+    ],
+)
+def test_the_total_counts_all_that_match_wherever_the_page_is(
+    client: httpx.Client, tasks: str, query: str, total: str
+) -> None:
+    add(client, tasks, "a", "aa")
+    add(client, tasks, "b", completed=True)
+    assert client.get(f"{tasks}?total=true{query}").headers["X-Total-Count"] == total
+    for unasked in ("", "&total=false"):
+        assert "X-Total-Count" not in client.get(f"{tasks}?limit=9{unasked}{query}").headers
