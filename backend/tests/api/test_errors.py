@@ -1,0 +1,186 @@
+"""Errors: always JSON, in one shape, and never with a piece of what was sent."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.core import schema
+from backend.tests.database import execute
+from backend.tests.problem import assert_problem
+from backend.tests.serving import in_thread, settings
+
+JSON = {"Content-Type": "application/json"}
+LARGEST = 64 * 1024
+CANARY = "cAnArY"
+
+TASKS = f"/api/{uuid4()}/tasks"
+TASK = f"{TASKS}/{uuid4()}"
+COMPLETE = f"{TASK}/complete"
+METHODS = {
+    TASKS: {"GET", "POST"},
+    TASK: {"GET", "PUT", "DELETE"},
+    COMPLETE: {"PATCH"},
+    "/health": {"GET"},
+    "/health/live": {"GET"},
+    "/openapi.json": {"GET", "HEAD"},
+    "/docs": {"GET"},
+    "/redoc": {"GET"},
+}
+with_a_body = pytest.mark.parametrize(("method", "path"), [("POST", TASKS), ("PUT", TASK), ("PATCH", COMPLETE)])
+
+
+@with_a_body
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"title",
+        b"{'title': 'a'}",
+        b'{"title": "a",}',
+        b'{"title": "a"} {}',
+        b'{"title": "a\nb"}',
+        b'{"title": NaN}',
+        b'{"title": "a", "x": Infinity}',
+        b'{"title": "a", "x": [-Infinity]}',
+        b'{"title": "caf\xe9"}',
+        b'{"title": "\xed\xa0\x80"}',
+        '{"title": "a"}'.encode("utf-16"),
+        b"\xef\xbb\xbf{}",
+        b"[" * 50_000,
+        b" ",
+    ],
+)
+def test_a_body_that_is_not_json_is_400(client: httpx.Client, method: str, path: str, body: bytes) -> None:
+    assert_problem(client.request(method, path, content=body, headers=JSON), 400)
+
+
+@with_a_body
+def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str) -> None:
+    valid = b'{"title": "a", "completed": true}'
+    # The update and the flip find no such task.
+    accepted = 201 if method == "POST" else 404
+    assert client.request(method, path, content=valid.ljust(LARGEST), headers=JSON).status_code == accepted
+    larger = valid.ljust(LARGEST + 1)
+    assert_problem(client.request(method, path, content=larger, headers=JSON), 413)
+    assert_problem(client.request(method, path, content=iter([larger[:9], larger[9:]]), headers=JSON), 413)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/api", f"/api/{uuid4()}", f"{TASK}/incomplete", f"{COMPLETE}/x", "/health/x", "/%00", "/a//b"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
+def test_an_unknown_path_is_404(client: httpx.Client, method: str, path: str) -> None:
+    assert_problem(client.request(method, path), 404)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.replace(TASK, "TASK").replace(TASKS, "TASKS"))
+def test_a_method_that_is_not_there_is_405_and_told_which_are(client: httpx.Client, path: str) -> None:
+    for method in {"HEAD", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - METHODS[path]:
+        response = client.request(method, path)
+        if method == "HEAD":
+            assert response.status_code == 405
+            assert response.content == b""
+        else:
+            assert_problem(response, 405)
+        assert {allowed.strip() for allowed in response.headers["Allow"].split(",")} == METHODS[path], method
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "loc"),
+    [
+        ("GET", f"/api/{CANARY}/tasks", {}, "", ("path", "user_id")),
+        ("GET", f"{TASKS}/{CANARY}", {}, "", ("path", "task_id")),
+        *(("GET", f"{TASKS}?{name}={CANARY}", {}, "", ("query", name))
+          for name in ("limit", "offset", "cursor", "completed", "total")),
+        ("GET", f"{TASKS}?q={CANARY}%00", {}, "", ("query", "q")),
+        ("GET", f"{TASKS}?q={CANARY * 50}", {}, "", ("query", "q")),
+        ("POST", TASKS, {"Idempotency-Key": CANARY * 50}, '{"title": "a"}', ("header", "idempotency-key")),
+        ("POST", TASKS, {}, f'"{CANARY}"', ("body",)),
+        ("POST", TASKS, {}, f'["{CANARY}"]', ("body",)),
+        ("POST", TASKS, {}, f'{{"{CANARY}": "{CANARY}"}}', ("body", "title")),
+        ("POST", TASKS, {}, f'{{"title": {{"{CANARY}": 1}}}}', ("body", "title")),
+        ("POST", TASKS, {}, f'{{"title": "{CANARY * 50}"}}', ("body", "title")),
+        ("POST", TASKS, {}, f'{{"title": "{CANARY}\\u0000"}}', ("body", "title")),
+        ("POST", TASKS, {}, f'{{"title": "{CANARY}\\ud800"}}', ("body", "title")),
+        ("POST", TASKS, {}, f'{{"title": "a", "description": "{CANARY}\\udfff"}}', ("body", "description")),
+        ("PUT", TASK, {}, f'{{"completed": "{CANARY}"}}', ("body", "completed")),
+        ("PATCH", COMPLETE, {}, f'{{"completed": ["{CANARY}"]}}', ("body", "completed")),
+    ],
+)  # fmt: skip
+def test_a_422_says_where_and_why_and_not_what(
+    client: httpx.Client, method: str, path: str, headers: dict[str, str], body: str, loc: tuple[str, ...]
+) -> None:
+    refused = client.request(method, path, headers=JSON | headers, content=body)
+    assert_problem(refused, 422, *loc)
+    assert CANARY.lower() not in refused.text.lower()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", TASK, 404), ("GET", f"/{CANARY}", 404), ("POST", f"/health?{CANARY}", 405), ("POST", TASKS, 400)],
+)
+def test_no_error_repeats_what_was_sent(client: httpx.Client, method: str, path: str, status: int) -> None:
+    response = client.request(method, path, content=f'{{"title": {CANARY}', headers=JSON | {"If-Match": CANARY})
+    assert_problem(response, status)
+    assert CANARY not in response.text
+
+
+EVERY_OPERATION = [
+    ("GET", TASKS, None),
+    ("POST", TASKS, {"title": "Buy milk"}),
+    ("GET", TASK, None),
+    ("PUT", TASK, {"title": "Buy milk"}),
+    ("PATCH", COMPLETE, None),
+    ("PATCH", COMPLETE, {"completed": True}),
+    ("DELETE", TASK, None),
+]
+
+
+@pytest.fixture
+def broken(empty_database_url: str) -> Iterator[httpx.Client]:
+    """A client of a service whose database may be maltreated."""
+    with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_a_missing_schema_is_503_and_says_what_mends_it(broken: httpx.Client, empty_database_url: str) -> None:
+    for method, path, body in EVERY_OPERATION:
+        response = broken.request(method, path, json=body)
+        assert_problem(response, 503)
+        assert "`alembic upgrade head`" in response.json()["detail"]
+        assert "nothing was written" in response.json()["detail"]
+        assert int(response.headers["Retry-After"]) > 0
+    schema.upgrade(empty_database_url)
+    assert broken.post(TASKS, json={"title": "Buy milk"}).status_code == 201
+
+
+def test_a_bug_is_a_500_that_says_nothing_of_the_inside(broken: httpx.Client, empty_database_url: str) -> None:
+    schema.upgrade(empty_database_url)
+    execute(
+        empty_database_url,
+        f"""
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{CANARY}'; END $$;
+        CREATE TRIGGER fail BEFORE INSERT ON tasks EXECUTE FUNCTION fail();
+        """,
+    )
+    origin = {"Origin": "http://localhost:3000"}
+    failed = broken.post(TASKS, json={"title": "Buy milk"}, headers=origin | {"X-Request-ID": "mine"})
+    assert_problem(failed, 500)
+    assert CANARY not in failed.text
+    assert "tasks" not in failed.text
+    assert failed.headers["X-Request-ID"] == "mine"
+    assert failed.headers["Access-Control-Allow-Origin"] == origin["Origin"]
+    assert broken.get(TASKS).json() == []
+
+
+def test_a_database_that_is_away_is_503(client: httpx.Client) -> None:
+    away = "postgresql://user:cAnArY@127.0.0.1:1/db"
+    with in_thread(settings(away)) as url, httpx.Client(base_url=url) as alone:
+        for method, path, body in EVERY_OPERATION:
+            response = alone.request(method, path, json=body)
+            assert_problem(response, 503)
+            assert "nothing was written" in response.json()["detail"]
+            assert int(response.headers["Retry-After"]) > 0
+            assert CANARY not in response.text

@@ -1,0 +1,137 @@
+"""Headers that belong to every response: the request's id, and what lets browsers in."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.core.request_log import configure_logging
+from backend.tests.serving import in_thread, settings
+
+ORIGIN = "http://localhost:3000"
+TASKS = f"/api/{uuid4()}/tasks"
+JSON = {"Content-Type": "application/json"}
+AWAY = "postgresql://127.0.0.1:1/"
+
+
+@pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128, "-", str(uuid4())])
+def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
+    response = client.get("/health/live", headers={"X-Request-ID": given})
+    assert response.headers.get_list("X-Request-ID") == [given]
+
+
+@pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a b", b"a,b", b"a\tb", b"\xe4", b"a/b", "é".encode(), b"$"])
+def test_a_request_without_a_usable_id_gets_a_new_one(client: httpx.Client, given: bytes | None) -> None:
+    headers = {} if given is None else {b"X-Request-ID": given}
+    new = [client.get("/health/live", headers=headers).headers["X-Request-ID"] for _ in range(2)]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,128}", one) for one in new)
+    assert new[0] != new[1]
+
+
+def test_every_response_has_the_id_and_lets_the_frontend_read_it(client: httpx.Client) -> None:
+    created = client.post(TASKS, json={"title": "Buy milk"}, headers={"Origin": ORIGIN})
+    task = created.headers["Location"]
+    answers = {
+        200: ("GET", task, {}, b""),
+        201: ("POST", TASKS, JSON, b'{"title": "Buy milk"}'),
+        304: ("GET", task, {"If-None-Match": "*"}, b""),
+        307: ("GET", f"{TASKS}/", {}, b""),
+        400: ("POST", TASKS, JSON, b"{"),
+        404: ("GET", "/nothing", {}, b""),
+        405: ("PUT", TASKS, {}, b""),
+        412: ("DELETE", task, {"If-Match": '"other"'}, b""),
+        413: ("POST", TASKS, JSON, b" " * 70_000),
+        422: ("POST", TASKS, JSON, b"{}"),
+        204: ("DELETE", task, {}, b""),
+    }
+    for status, (method, path, headers, body) in answers.items():
+        sent = headers | {"X-Request-ID": f"request-{status}", "Origin": ORIGIN}
+        response = client.request(method, path, headers=sent, content=body)
+        assert response.status_code == status
+        assert response.headers.get_list("X-Request-ID") == [f"request-{status}"]
+        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+        exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
+        assert exposed == {
+            "ETag", "Link", "Location", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "X-Total-Count",
+        }  # fmt: skip
+    for path in ("/docs", "/redoc", "/openapi.json", "/health"):
+        assert client.get(path, headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+def test_a_browser_may_send_what_the_operations_take(client: httpx.Client, method: str) -> None:
+    wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,x-request-id"
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
+    allowed = client.options(TASKS, headers=asked)
+    assert allowed.status_code == 200
+    assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert method in allowed.headers["Access-Control-Allow-Methods"].split(", ")
+    assert set(wanted.split(",")) <= set(allowed.headers["Access-Control-Allow-Headers"].lower().split(","))
+    assert allowed.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.test", "null"]
+)
+def test_other_origins_are_kept_out(client: httpx.Client, origin: str) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    assert client.options(TASKS, headers=asked).status_code == 400
+    for response in (client.options(TASKS, headers=asked), client.get(TASKS, headers={"Origin": origin})):
+        assert "Access-Control-Allow-Origin" not in response.headers
+        assert response.headers["X-Request-ID"]
+
+
+def test_the_origins_are_those_of_the_settings() -> None:
+    configured = settings(AWAY, cors_origins=("https://a.test", "https://b.test"))
+    with in_thread(configured) as url, httpx.Client(base_url=url) as client:
+        for origin in ("https://a.test", "https://b.test"):
+            assert (
+                client.get("/health/live", headers={"Origin": origin}).headers["Access-Control-Allow-Origin"] == origin
+            )
+        assert "Access-Control-Allow-Origin" not in client.get("/health/live", headers={"Origin": ORIGIN}).headers
+
+
+@pytest.fixture
+def log(client: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """The lines that were logged since a test has configured logging; afterwards it is as before."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []
+    yield lambda: capsys.readouterr().err.splitlines()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_the_id_is_in_the_line_of_the_log(client: httpx.Client, log: Callable[[], list[str]]) -> None:
+    configure_logging(settings(AWAY))
+    client.get(TASKS, headers={"X-Request-ID": "mine-1"})
+    client.get("/nothing", headers={"X-Request-ID": "mine-2"})
+    lines = [line for line in log() if "[mine-" in line]
+    assert len(lines) == 2
+    assert re.search(r" INFO +GET /api/\{user_id\}/tasks 200 \d+\.\d ms \[mine-1\]$", lines[0])
+    assert re.search(r" 404 \d+\.\d ms \[mine-2\]$", lines[1])
+
+
+def test_in_production_every_line_of_the_log_is_json(client: httpx.Client, log: Callable[[], list[str]]) -> None:
+    configure_logging(settings(AWAY, environment="production", auth_disabled=True))
+    client.patch(f"{TASKS}/{uuid4()}/complete", headers={"X-Request-ID": "mine"})
+    logging.getLogger("backend").error('two\nlines and a "%s"', "quote")
+    entries = [json.loads(line) for line in log()]
+    [ours] = [entry for entry in entries if entry["request_id"] == "mine"]
+    assert (ours["level"].lower(), ours["method"], ours["status"]) == ("info", "PATCH", 404)
+    assert ours["route"] == "/api/{user_id}/tasks/{task_id}/complete"
+    assert ours["milliseconds"] >= 0
+    assert datetime.fromisoformat(ours["time"]).tzinfo is not None
+    assert entries[-1]["message"] == 'two\nlines and a "quote"'
+
+
+def test_a_line_for_each_request_is_of_level_info(client: httpx.Client, log: Callable[[], list[str]]) -> None:
+    configure_logging(settings(AWAY, log_level="warning"))
+    client.get(TASKS)
+    logging.getLogger("backend").warning("hear")
+    assert len(log()) == 1
