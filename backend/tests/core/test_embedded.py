@@ -1,0 +1,170 @@
+"""The embedded PostgreSQL: one server for all processes that use a folder, gone with the last of them."""
+
+import contextlib
+import os
+import pwd
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from backend.core import embedded
+from backend.tests.database import execute
+from backend.tests.serving import ROOT
+
+USE = """
+import sys
+from pathlib import Path
+from backend.core.embedded import postgres
+with postgres(Path(sys.argv[1])) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Process:
+    """A process that uses the server of a folder until it leaves."""
+
+    def __init__(self, folder: Path, user: str | None = None) -> None:
+        group = pwd.getpwnam(user).pw_gid if user else None
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", USE, str(folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            user=user, group=group, extra_groups=[] if user else None,
+        )  # fmt: skip
+
+    def url(self) -> str:
+        """The URL it was lent; waits for it."""
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def leave(self) -> tuple[int, str]:
+        """Let it end; its status and what it complained of."""
+        _, complaint = self._process.communicate(timeout=60)
+        return self._process.returncode, complaint
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=60)
+
+
+def server(folder: Path) -> int:
+    """The process id of the server on a folder."""
+    return int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+
+
+def processes(folder: Path) -> list[int]:
+    """The server's processes: they work in its folder, whatever they call themselves."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder / "postgres":
+                found.append(int(process.name))
+    return found
+
+
+def assert_none_is_left(folder: Path) -> None:
+    """Assert that the server and all it started end."""
+    for process in processes(folder):
+        with contextlib.suppress(ProcessLookupError):
+            ended, *_ = select.select([os.pidfd_open(process)], [], [], 20)
+            assert ended
+    assert not (folder / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a space in its name, where no server is left behind whatever happens in the test."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    yield folder
+    for process in processes(folder):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
+    # As a start that was interrupted leaves it.
+    (folder / "postgres.new").mkdir()
+    (folder / "postgres.new" / "PG_VERSION").write_text("18")
+    users = [Process(folder) for _ in range(3)]
+    [url] = {process.url() for process in users}
+    assert server(folder) in processes(folder)
+    execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
+    while users:
+        assert execute(url, "SELECT one FROM kept") == [(1,)]
+        assert users.pop().leave() == (0, "")
+    assert_none_is_left(folder)
+    with pytest.raises(psycopg2.OperationalError):
+        execute(url, "SELECT 1")
+
+    again = Process(folder)
+    assert execute(again.url(), "SELECT one FROM kept") == [(1,)]
+    assert again.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def kill_at_once(pids: list[int]) -> None:
+    """As an outage does it; waits until nobody finds these processes any more."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        # Whoever adopted them lets them go at some time.
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.01)
+
+
+def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
+    killed = Process(folder)
+    execute(killed.url(), "CREATE TABLE kept AS SELECT 1 AS one")
+    killed.kill()
+    killed = Process(folder)
+    assert execute(killed.url(), "SELECT one FROM kept") == [(1,)]
+    killed.kill()
+    kill_at_once(processes(folder))
+    last = Process(folder)
+    assert execute(last.url(), "SELECT one FROM kept") == [(1,)]
+    assert last.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_a_path_may_be_longer_than_that_of_a_socket(folder: Path) -> None:
+    deep = folder / ("long" * 40)
+    users = [Process(deep) for _ in range(2)]
+    [url] = {process.url() for process in users}
+    assert execute(url, "SELECT 1") == [(1,)]
+    assert [process.leave() for process in users] == [(0, "")] * 2
+    assert_none_is_left(deep)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else, and all other tests run as they are")
+def test_an_ordinary_user_owns_the_server(folder: Path) -> None:
+    somebody = pwd.getpwnam("daemon")
+    os.chown(folder, somebody.pw_uid, somebody.pw_gid)
+    for parent in folder.parents:
+        if not parent.stat().st_mode & 1:
+            parent.chmod(parent.stat().st_mode | 1)
+    try:
+        subprocess.run([sys.executable, "-c", ""], user="daemon", extra_groups=[], check=True)
+    except (PermissionError, subprocess.CalledProcessError):
+        pytest.skip("other users may not run this Python")
+    process = Process(folder, "daemon")
+    assert execute(process.url(), "SELECT 1") == [(1,)]
+    assert os.stat(f"/proc/{server(folder)}").st_uid == somebody.pw_uid
+    assert process.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_a_server_that_does_not_start_ends_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "postgres").mkdir()
+    with pytest.raises(SystemExit) as stopped, embedded.postgres(folder):
+        pass
+    assert stopped.value.code not in (0, None)
+    assert re.fullmatch(r"Cannot start: pg_ctl [^\n]+\n", capsys.readouterr().err)

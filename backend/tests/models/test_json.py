@@ -1,0 +1,93 @@
+"""PostgreSQL writes the JSON of tasks: byte for byte what the response model would write."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.core import schema
+from backend.models.task import Task
+from backend.tests.database import execute
+from backend.tests.serving import in_thread, settings
+
+TEXTS = [
+    "Buy milk",
+    '"\\/\b\f\n\r\t',
+    "".join(map(chr, range(1, 0xA0))),
+    "\u2028\u2029\ufeff\ufffe\uffff\u200b\u202e",
+    "😀 \U0010ffff e\u0301 é ﷽",
+    "<script>&amp;</script> ${x} %s {} '$$' \\u0041 \\x41 NULL [null]",
+    " spaces \t",
+]
+
+
+def assert_as_the_model_writes_it(written: bytes) -> None:
+    assert Task.model_validate_json(written).model_dump_json().encode() == written
+
+
+def test_text_is_written_as_the_model_writes_it(client: httpx.Client, tasks: str) -> None:
+    alone: list[bytes] = []
+    for text in TEXTS:
+        created = client.post(tasks, json={"title": f"x{text}x", "description": text, "completed": len(alone) % 2 == 0})
+        assert created.json()["title"] == f"x{text}x"
+        assert created.json()["description"] == text
+        assert_as_the_model_writes_it(created.content)
+        assert client.get(created.headers["Location"]).content == created.content
+        alone.append(created.content)
+    last = created.headers["Location"]
+    assert_as_the_model_writes_it(client.put(last, json={"description": None}).content)
+    alone[-1] = client.patch(f"{last}/complete").content
+    assert_as_the_model_writes_it(alone[-1])
+    assert client.get(tasks).content == b"[" + b",".join(reversed(alone)) + b"]"
+
+
+@pytest.mark.parametrize(
+    "moment", ["2026-01-08T20:45:00.000000Z", "2026-03-29T01:30:00.000001Z", "1999-12-31T23:59:59.999990Z"]
+)
+def test_times_are_written_with_six_digits_in_utc(
+    client: httpx.Client, tasks: str, user: str, database_url: str, moment: str
+) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    execute(
+        database_url, "UPDATE tasks SET created_at = %s, updated_at = %s WHERE user_id = %s", (moment, moment, user)
+    )
+    found = client.get(created.headers["Location"])
+    assert (found.json()["created_at"], found.json()["updated_at"]) == (moment, moment)
+    assert_as_the_model_writes_it(found.content)
+    assert client.get(tasks).content == b"[" + found.content + b"]"
+
+
+@pytest.fixture
+def oddly_set(empty_database_url: str) -> Iterator[httpx.Client]:
+    """A client of a service on a database whose settings change how values are read and written."""
+    schema.upgrade(empty_database_url)
+    odd = {
+        "TimeZone": "Asia/Kathmandu",
+        "DateStyle": "SQL, DMY",
+        "IntervalStyle": "sql_standard",
+        "bytea_output": "escape",
+    }
+    [(name,)] = execute(empty_database_url, "SELECT current_database()")
+    for setting, value in odd.items():
+        execute(empty_database_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    assert execute(empty_database_url, "SHOW TimeZone") == [("Asia/Kathmandu",)]
+    with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_the_settings_of_the_database_change_nothing(oddly_set: httpx.Client, empty_database_url: str) -> None:
+    path = f"/api/{uuid4()}/tasks"
+    made = [oddly_set.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
+    for response, text in zip(made, TEXTS, strict=True):
+        assert response.json()["description"] == text
+        assert_as_the_model_writes_it(response.content)
+        moment = datetime.fromisoformat(response.json()["created_at"])
+        sql = "SELECT created_at = %s FROM tasks WHERE id = %s"
+        assert execute(empty_database_url, sql, (moment, response.json()["id"])) == [(True,)]
+    page, walked = oddly_set.get(path, params={"limit": 2}), b""
+    while "next" in page.links:
+        walked += page.content[1:-1] + b","
+        page = oddly_set.get(page.links["next"]["url"])
+    assert walked + page.content[1:-1] == b",".join(response.content for response in reversed(made))
