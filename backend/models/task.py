@@ -71,7 +71,7 @@ class TaskToggle(SQLModel):
 class Task(SQLModel):
     """A task."""
 
-    # PostgreSQL writes this JSON, in this order: PUBLIC below.
+    # PostgreSQL writes this JSON, in this order: COLUMNS below.
     id: UUID
     user_id: UUID
     title: str
@@ -117,12 +117,10 @@ class Gone(NamedTuple):
     id: str
 
 
-PUBLIC = """(
-        SELECT row_to_json(public)::text
-        FROM (SELECT id, user_id, title, description, completed,
-                     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
-                     to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at) AS public
-    )"""
+COLUMNS = """id, user_id, title, description, completed,
+            to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
+            to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at"""
+PUBLIC = f"(SELECT row_to_json(public)::text FROM (SELECT {COLUMNS}) AS public)"
 ETAG = """'"' || version || '"'"""
 # The owner is part of every WHERE: a task of somebody else is a task that does not exist.
 THIS = f"""user_id = %(user_id)s AND id = %(id)s
@@ -184,12 +182,12 @@ LIST = Statement(
         ORDER BY created_at DESC, id DESC
         OFFSET %(offset)s LIMIT %(limit)s + 1
     )
-    SELECT '[' || coalesce(array_to_string((array_agg({PUBLIC}))[:%(limit)s], ','), '') || ']',
-           CASE WHEN count(*) > %(limit)s THEN (array_agg(
-               lpad((extract(epoch FROM created_at) * 1000000)::bigint::text, 16, '0') || '-' || replace(id::text, '-', '')
-           ))[%(limit)s] END,
+    SELECT '[' || coalesce(array_to_string((array_agg(row_to_json(public)::text))[:%(limit)s], ','), '') || ']',
+           CASE WHEN count(*) > %(limit)s THEN
+               lpad((extract(epoch FROM (array_agg(created_at))[%(limit)s]::timestamptz) * 1e6)::bigint::text, 16, '0')
+               || '-' || replace((array_agg(id))[%(limit)s]::text, '-', '') END,
            CASE WHEN %(total)s THEN (SELECT count(*) FROM tasks WHERE {MATCHING}) END
-    FROM page
+    FROM (SELECT {COLUMNS} FROM page) AS public
     """,
 )
 
