@@ -62,9 +62,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> str:
     # Starlette names the methods of the first route that matches the path, RFC 9110 wants those of the resource.
-    path = request.scope["route"].path
-    routes = (route for route in iter_route_contexts(request.app.routes) if route.path == path)
-    return ", ".join(sorted(method for route in routes for method in route.methods or ()))
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = (
+        route for route in iter_route_contexts(request.app.routes) if route.methods and route.path_regex.match(path)
+    )
+    methods = {method for route in routes for method in route.methods or ()}
+    return ", ".join(sorted(methods or {"GET", "HEAD"}))  # nothing but static files is left
 
 
 async def _unprocessable(_: Request, error: Exception) -> Response:
