@@ -1,10 +1,8 @@
 """The embedded PostgreSQL: one server for all processes that use a folder, gone with the last of them."""
 
-import contextlib
 import os
 import pwd
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import pytest
 
 from backend.core import embedded
 from backend.tests.database import execute
+from backend.tests.leftovers import assert_none_is_left, processes
 from backend.tests.serving import ROOT
 
 USE = """
@@ -59,25 +58,6 @@ class Process:
 def server(folder: Path) -> int:
     """The process id of the server on a folder."""
     return int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
-
-
-def processes(folder: Path) -> list[int]:
-    """The server's processes: they work in its folder, whatever they call themselves."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cwd").readlink() == folder / "postgres":
-                found.append(int(process.name))
-    return found
-
-
-def assert_none_is_left(folder: Path) -> None:
-    """Assert that the server and all it started end."""
-    for process in processes(folder):
-        with contextlib.suppress(ProcessLookupError):
-            ended, *_ = select.select([os.pidfd_open(process)], [], [], 20)
-            assert ended
-    assert not (folder / "postgres" / "postmaster.pid").exists()
 
 
 @pytest.fixture

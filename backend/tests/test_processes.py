@@ -1,0 +1,152 @@
+"""The service as people start and stop it, with each of the commands they know."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.core.config import STARTUP_FAILURE
+from backend.tests.database import execute
+from backend.tests.leftovers import assert_ending, assert_none_is_left, members, processes
+from backend.tests.serving import ROOT, Service, as_process, free_port
+
+PROGRAMS = Path(sys.executable).parent
+PYTHON_M = (sys.executable, "-m", "backend")
+UVICORN = (str(PROGRAMS / "uvicorn"), "backend.main:app", "--port", "{port}")
+FASTAPI = (str(PROGRAMS / "fastapi"),)
+ALEMBIC = (str(PROGRAMS / "alembic"),)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project in a folder with a space in its name, where data and settings are not the developer's own."""
+    folder = tmp_path_factory.mktemp("checkout") / "a checkout"
+    folder.mkdir()
+    for name in ("backend", "alembic.ini", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    yield folder
+    for process in processes(folder / ".data"):
+        os.kill(process, signal.SIGKILL)
+
+
+def press_ctrl_c(service: Service) -> int:
+    """Interrupt the service as a terminal does, all of its processes at once; its exit status."""
+    os.killpg(service.process.pid, signal.SIGINT)
+    return service.process.wait(30)
+
+
+def assert_ended_well(service: Service) -> None:
+    assert "Traceback" not in service.log
+    assert "ERROR" not in service.log
+    assert_ending(members(service.process.pid))
+
+
+def use(service: Service) -> str:
+    """Create a task and find it again over other connections; its path."""
+    with httpx.Client(base_url=service.base_url, headers={"Connection": "close"}) as client:
+        created = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
+        assert created.status_code == 201, created.text
+        for _ in range(8):
+            assert client.get(created.headers["Location"]).json() == created.json()
+        path: str = created.headers["Location"]
+        return path
+
+
+def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command that ends by itself."""
+    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port()), **env}
+    arguments = [part.format(port=environment["PORT"]) for part in command]
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_what_is_printed_can_be_pasted_and_what_was_stored_is_there_the_next_time(
+    checkout: Path, tmp_path: Path
+) -> None:
+    with as_process(tmp_path, cwd=checkout) as service:
+        port = service.base_url.rpartition(":")[2]
+        [docs] = re.findall(r"http://\S+/docs", service.log)
+        assert "swagger" in httpx.get(docs).text.lower()
+        [line] = re.findall(r"curl .*", service.log)
+        pasted = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+        assert pasted.startswith("HTTP/1.1 201 ")
+        task = json.loads(pasted.splitlines()[-1])
+        path = f"/api/{task['user_id']}/tasks/{task['id']}"
+
+        second = run(checkout, PYTHON_M, PORT=port)
+        assert (second.returncode, second.stdout) == (STARTUP_FAILURE, "")
+        assert re.fullmatch(rf"Cannot start: [^\n]*PORT[^\n]*{port}[^\n]*\n", second.stderr)
+
+        assert press_ctrl_c(service) == 0
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
+
+    with as_process(tmp_path, cwd=checkout) as service:
+        assert httpx.get(service.base_url + path).json() == task
+        service.stop(signal.SIGTERM)
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
+
+
+@pytest.mark.parametrize("database", ["embedded", "ours"])
+def test_four_workers_share_a_database(checkout: Path, tmp_path: Path, database_url: str, database: str) -> None:
+    env = {"DATABASE_URL": database_url} if database == "ours" else {}
+    with as_process(tmp_path, *UVICORN, "--workers", "4", cwd=checkout, env=env) as service:
+        while service.log.count("Application startup complete") < 4:
+            assert service.process.poll() is None
+            time.sleep(0.01)
+        use(service)
+        press_ctrl_c(service)
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
+
+
+@pytest.mark.parametrize("mode", ["run", "dev"])
+def test_fastapis_own_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
+    with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout) as service:
+        use(service)
+        press_ctrl_c(service)
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
+
+
+def test_alembic_migrates_either_database(checkout: Path, empty_database_url: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
+        for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), **env), settings):
+            assert ended.returncode == 0, ended.stderr
+            assert "Traceback" not in ended.stderr
+    assert execute(empty_database_url, "SELECT count(*) FROM tasks") == [(0,)]
+    assert_none_is_left(checkout / ".data")
+
+
+def test_in_production_it_migrates_and_its_log_is_json(checkout: Path, tmp_path: Path, empty_database_url: str) -> None:
+    env = {"ENVIRONMENT": "production", "AUTH_DISABLED": "true", "DATABASE_URL": empty_database_url}
+    with as_process(tmp_path, *PYTHON_M, "--workers", "2", "--port", "{port}", cwd=checkout, env=env) as service:
+        path = use(service)
+        httpx.get(service.base_url + path, headers={"X-Request-ID": "mine"})
+        service.stop(signal.SIGTERM)
+    assert_ended_well(service)
+    lines = [line for line in service.log.splitlines() if line and not re.match(r"  (Docs|Database|Try it) ", line)]
+    entries = [json.loads(line) for line in lines]
+    assert [entry["status"] for entry in entries if entry["request_id"] == "mine"] == [200]
+
+
+def test_a_wrong_setting_ends_every_command_with_one_line(checkout: Path) -> None:
+    commands = [PYTHON_M, UVICORN, (*FASTAPI, "run", "--port", "{port}"), (*ALEMBIC, "upgrade", "head")]
+    with ThreadPoolExecutor() as pool:
+        for ended in pool.map(lambda command: run(checkout, command, DB_POOL_SIZE="s3cret"), commands):
+            assert ended.returncode == STARTUP_FAILURE
+            assert re.fullmatch(r"Cannot start: DB_POOL_SIZE [^\n]*\n", ended.stderr)
+            assert "s3cret" not in ended.stdout + ended.stderr
