@@ -2,19 +2,18 @@
 
 Most of what a request costs in FastAPI is spent on kinds of parameters and dependencies that this service has none of.
 What is declared stays FastAPI's (parameters, `Depends`, OpenAPI, the fields' validation); only the walk through it per
-request is this one. Its endpoints and dependencies are coroutines, dependencies take the request and nothing else, and
-endpoints return a `Response`.
+request is this one. Endpoints and dependencies are coroutines, a dependency takes the request and nothing else, the
+query is one model, the body is another, and an endpoint returns a `Response`.
 """
 
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from fastapi import HTTPException, Request, Response
 from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 * 1024
@@ -26,42 +25,35 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Coroutine[Any, Any, Response]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self.app = self._answer
-        self._parameters = [
-            (location, field, field.alias.replace("_", "-") if location == "header" else field.alias)
-            for location, fields in (
-                ("path", self.dependant.path_params),
-                ("query", self.dependant.query_params),
-                ("header", self.dependant.header_params),
-            )
-            for field in fields
-        ]
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        declared = self.dependant
         arguments: dict[str, object] = {}
-        for dependency in self.dependant.dependencies:
+        for dependency in declared.dependencies:
             assert dependency.call is not None
-            arguments[dependency.name or ""] = await dependency.call(request)
-        arguments.pop("", None)
-        if self.dependant.request_param_name:
-            arguments[self.dependant.request_param_name] = request
+            result = await dependency.call(request)
+            if dependency.name:
+                arguments[dependency.name] = result
+        if declared.request_param_name:
+            arguments[declared.request_param_name] = request
         errors: list[dict[str, Any]] = []
-        for location, field, key in self._parameters:
-            source: Mapping[str, str] = getattr(request, _SOURCES[location])
-            is_model = isinstance(field.field_info.annotation, type) and issubclass(
-                field.field_info.annotation, BaseModel
-            )
-            raw = dict(source) if is_model else source.get(key)
-            arguments[field.name] = _validated(field, raw, (location,) if is_model else (location, key), errors)
-        for field in self.dependant.body_params:
+        for field in declared.path_params:
+            raw = request.path_params[field.alias]
+            arguments[field.name] = _validated(field, raw, ("path", field.alias), errors)
+        for field in declared.header_params:
+            name = field.alias.replace("_", "-")
+            lines = request.headers.getlist(name)
+            # Several lines are one list (RFC 9110, section 5.2).
+            arguments[field.name] = _validated(field, ", ".join(lines) if lines else None, ("header", name), errors)
+        for field in declared.query_params:
+            arguments[field.name] = _validated(field, dict(request.query_params), ("query",), errors)
+        for field in declared.body_params:
             arguments[field.name] = _validated(field, await _body(request), ("body",), errors)
         if errors:
             raise RequestValidationError(errors)
         response = await self.endpoint(**arguments)
         await response(scope, receive, send)
-
-
-_SOURCES = {"path": "path_params", "query": "query_params", "header": "headers"}
 
 
 def _validated(field: ModelField, raw: object, location: tuple[str, ...], errors: list[dict[str, Any]]) -> object:

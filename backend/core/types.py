@@ -26,19 +26,19 @@ def _rfc3339(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-Storable = Annotated[str, AfterValidator(_without_nul)]
+# The constraints stand before the check for U+0000, or pydantic would apply them to the outcome of a function, and weakly.
+NoNul = AfterValidator(_without_nul)
 Title = Annotated[
-    Storable,
+    str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=255),
+    NoNul,
     Field(json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}),
 ]
 Description = Annotated[
-    Storable, StringConstraints(max_length=2000), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
+    str, StringConstraints(max_length=2000), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
 ]
 SearchWords = Annotated[
-    Storable,
-    StringConstraints(min_length=1, max_length=255),
-    Field(json_schema_extra={"pattern": r"^[^\u0000]+$"}),
+    str, StringConstraints(min_length=1, max_length=255), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]+$"})
 ]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
