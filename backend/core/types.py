@@ -26,7 +26,7 @@ def _rfc3339(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-# The constraints stand before the check for U+0000, or pydantic would apply them to the outcome of a function, and weakly.
+# Constraints stand before the check for U+0000: behind a function pydantic applies them to its outcome only.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
     str,
