@@ -89,8 +89,9 @@ class Connection:
             await _ready(self._raw, deadline)
             return self._cursor.fetchone()
         except psycopg2.Error as error:
-            if self._raw.closed:
-                self.closed = True
+            # A fatal error may be here before the end of the connection that follows it.
+            if self._raw.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+                self.close()
                 raise ConnectionLost(error) from error
             raise
         except (TimeoutError, asyncio.CancelledError):
