@@ -4,6 +4,8 @@
 #
 # Migrating is a step of its own, before new containers start: the service never changes the schema by itself here.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
+# FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT switch traces on; a collector that is away holds up the
+# end of the container by OTEL_EXPORTER_OTLP_TIMEOUT seconds, at the most twice.
 #
 # .ci/lint reads this file and .ci/container takes its steps by hand; the image itself has not been built yet.
 
@@ -22,7 +24,9 @@ ENV PATH=/venv/bin:$PATH \
     ENVIRONMENT=production \
     UVICORN_HOST=0.0.0.0 \
     UVICORN_PORT=8000 \
-    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=10
+    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=10 \
+    OTEL_SERVICE_NAME=task-service \
+    OTEL_EXPORTER_OTLP_TIMEOUT=2
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
