@@ -10,7 +10,6 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.core.request_log import configure_logging
 from backend.tests.serving import in_thread, settings
 
 ORIGIN = "http://localhost:3000"
@@ -98,40 +97,46 @@ def test_the_origins_are_those_of_the_settings() -> None:
 
 @pytest.fixture
 def log(client: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """The lines that were logged since a test has configured logging; afterwards it is as before."""
+    """The lines that another service in this process has logged; afterwards logging is as before."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers = []
     yield lambda: capsys.readouterr().err.splitlines()
     root.handlers[:] = handlers
     root.setLevel(level)
 
 
-def test_the_id_is_in_the_line_of_the_log(client: httpx.Client, log: Callable[[], list[str]]) -> None:
-    configure_logging(settings(AWAY))
-    client.get(TASKS, headers={"X-Request-ID": "mine-1"})
-    client.get("/nothing", headers={"X-Request-ID": "mine-2"})
+def test_the_id_is_in_the_line_of_the_log(database_url: str, log: Callable[[], list[str]]) -> None:
+    with in_thread(settings(database_url)) as url:
+        for path, request_id in ((TASKS, "mine-1"), ("/nothing", "mine-2")):
+            httpx.get(url + path, headers={"X-Request-ID": request_id})
     lines = [line for line in log() if "[mine-" in line]
     assert len(lines) == 2
-    assert re.search(r" INFO +GET /api/\{user_id\}/tasks 200 \d+\.\d ms \[mine-1\]$", lines[0])
+    assert re.search(r" GET /api/\{user_id\}/tasks 200 \d+\.\d ms \[mine-1\]$", lines[0])
     assert re.search(r" 404 \d+\.\d ms \[mine-2\]$", lines[1])
 
 
-def test_in_production_every_line_of_the_log_is_json(client: httpx.Client, log: Callable[[], list[str]]) -> None:
-    configure_logging(settings(AWAY, environment="production", auth_disabled=True))
-    client.patch(f"{TASKS}/{uuid4()}/complete", headers={"X-Request-ID": "mine"})
-    logging.getLogger("backend").error('two\nlines and a "%s"', "quote")
+def test_in_production_every_line_of_the_log_is_json(database_url: str, log: Callable[[], list[str]]) -> None:
+    with in_thread(settings(database_url, environment="production", auth_disabled=True)) as url:
+        httpx.patch(f"{url}{TASKS}/{uuid4()}/complete", headers={"X-Request-ID": "mine"})
+        try:
+            raise ValueError('two\nlines and a "quote"')
+        except ValueError:
+            logging.getLogger("backend").exception("it was %s", "raised")
     entries = [json.loads(line) for line in log()]
     [ours] = [entry for entry in entries if entry["request_id"] == "mine"]
     assert (ours["level"].lower(), ours["method"], ours["status"]) == ("info", "PATCH", 404)
     assert ours["route"] == "/api/{user_id}/tasks/{task_id}/complete"
     assert ours["milliseconds"] >= 0
     assert datetime.fromisoformat(ours["time"]).tzinfo is not None
-    assert entries[-1]["message"] == 'two\nlines and a "quote"'
+    [error] = [entry for entry in entries if entry["message"] == "it was raised"]
+    assert error["level"].lower() == "error"
+    assert any('ValueError: two\nlines and a "quote"' in str(value) for value in error.values())
 
 
-def test_a_line_for_each_request_is_of_level_info(client: httpx.Client, log: Callable[[], list[str]]) -> None:
-    configure_logging(settings(AWAY, log_level="warning"))
-    client.get(TASKS)
-    logging.getLogger("backend").warning("hear")
-    assert len(log()) == 1
+def test_a_line_for_each_request_is_of_level_info(database_url: str, log: Callable[[], list[str]]) -> None:
+    with in_thread(settings(database_url, log_level="warning")) as url:
+        httpx.get(url + TASKS, headers={"X-Request-ID": "mine"})
+        logging.getLogger("backend").warning("hear")
+    lines = log()
+    assert not any("mine" in line for line in lines)
+    assert any("hear" in line for line in lines)
