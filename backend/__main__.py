@@ -1,6 +1,7 @@
 """`python -m backend`: migrate, say where everything is, and serve."""
 
 import argparse
+import signal
 import socket
 import sys
 from contextlib import nullcontext, suppress
@@ -30,6 +31,8 @@ def main() -> None:
     except OSError as error:
         stop(f"HOST and PORT: nothing can listen on {arguments.host}:{arguments.port}, {error.strerror}")
     configure_logging(settings)
+    # uvicorn stops at a SIGTERM and then sends it again, to a process that has yet to give back its database.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         migrate(database_url)

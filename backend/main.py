@@ -2,20 +2,19 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import TypedDict
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from backend.api import health, tasks
+from backend.api import docs, health, tasks
 from backend.core import embedded, errors, schema
 from backend.core.config import Settings, load_settings
 from backend.core.cors import Cors
 from backend.core.db import Session
-from backend.core.request_log import RequestLog, configure_logging
+from backend.core.request_log import Lines, RequestLog, configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +23,10 @@ class State(TypedDict):
     """What lives as long as the process and is at hand in every request."""
 
     session: Session
+
+
+def _is_probe(scope: MutableMapping[str, object]) -> bool:
+    return scope.get("path") == "/health/live"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -56,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Tasks",
         version="1.0.0",
         lifespan=lifespan,
-        telemetry={"tracing": traced, "metrics": traced, "logs": traced},
+        redoc_url=None,
+        telemetry={"tracing": traced, "metrics": traced, "logs": traced, "exclude": _is_probe},
         generate_unique_id_function=lambda route: route.name,
     )
     guards = []
@@ -68,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Not by include_router, which would match every request twice; and first, because routes are tried in order.
     app.router.routes[:0] = tasks.routes(guards)
     app.include_router(health.router)
-    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    app.include_router(docs.router)
     errors.install(app)
     app.add_middleware(
         Cors,
@@ -85,7 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             "X-Total-Count",
         ],
     )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, lines=Lines(settings))
     return app
 
 

@@ -18,7 +18,12 @@ from backend.models import task as tasks
 from backend.models.task import Task, TaskCreate, TaskQuery, TaskRow, TaskToggle, TaskUpdate
 
 UserId = Annotated[
-    UUID, Path(description="The user whose tasks these are.", examples=["3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"])
+    UUID,
+    Path(
+        description="The user whose tasks these are.",
+        # Not `examples`: Swagger UI fills in no more than this one.
+        json_schema_extra={"example": "3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"},
+    ),
 ]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
 IfMatch = Annotated[

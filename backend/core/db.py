@@ -56,7 +56,11 @@ class Session:
         """
         if not self._traced:
             return await self._in_turn(statement, parameters, effect)
-        attributes = {"db.system.name": "postgresql", "db.query.text": statement.sql}
+        attributes = {
+            "db.system.name": "postgresql",
+            "db.query.summary": statement.name,
+            "db.query.text": statement.sql,
+        }
         with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):
             return await self._in_turn(statement, parameters, effect)
 

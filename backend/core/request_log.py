@@ -1,12 +1,15 @@
-"""Request ids and the line each request leaves in the log."""
+"""Request ids and the line each request leaves in the log, which looks like all other lines."""
 
+import json
 import logging
 import os
 import re
+import sys
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
-from pythonjsonlogger.json import JsonFormatter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.core.config import Settings
@@ -17,11 +20,37 @@ _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+class Lines(logging.Formatter):
+    """A log line: JSON in production, else for the eye; always with the id of the request it belongs to."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._as_json = settings.environment == "production"
+
+    def line(self, level: str, message: str, fields: Mapping[str, object]) -> str:
+        """The line for `message`; `fields` go into the JSON."""
+        now, request_id = datetime.now(UTC).isoformat(timespec="milliseconds"), _request_id.get()
+        if self._as_json:
+            return json.dumps({"time": now, "level": level, "message": message, "request_id": request_id, **fields})
+        return f"{now[11:23]} {level:8} {message} [{request_id}]"
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"logger": record.name}
+        message = record.getMessage()
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            if not self._as_json:
+                return f"{self.line(record.levelname.lower(), message, fields)}\n{trace}"
+            fields["exception"] = trace
+        return self.line(record.levelname.lower(), message, fields)
+
+
 class RequestLog:
     """ASGI middleware: gives each request an id, sent back as `X-Request-ID`, and a line in the log."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, lines: Lines) -> None:
         self._app = app
+        self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,29 +76,18 @@ class RequestLog:
         finally:
             if logger.isEnabledFor(logging.INFO):
                 method, route = scope["method"], getattr(scope.get("route"), "path", "-")
-                milliseconds = round((time.perf_counter() - started) * 1000, 1)
-                fields = {"method": method, "route": route, "status": status, "milliseconds": milliseconds}
-                logger.info("%s %s %d %.1f ms", method, route, status, milliseconds, extra=fields)
-
-
-def _complete(record: logging.LogRecord) -> bool:
-    record.request_id = _request_id.get()
-    record.__dict__.pop("color_message", None)  # uvicorn's, for its own formatter
-    return True
+                took = round((time.perf_counter() - started) * 1000, 1)
+                fields = {"method": method, "route": route, "status": status, "milliseconds": took}
+                # Past the logging module, whose way to the same line takes as long as a fifth of the request.
+                sys.stderr.write(self._lines.line("info", f"{method} {route} {status} {took} ms", fields) + "\n")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all of the process's logging to standard error: as JSON lines in production, else for the eye."""
+    """Send all of the process's logging to standard error, in `Lines`."""
     handler = logging.StreamHandler()
-    handler.addFilter(_complete)
-    handler.setFormatter(
-        JsonFormatter(
-            ["levelname", "name", "message", "request_id"], timestamp="time", rename_fields={"levelname": "level"}
-        )
-        if settings.environment == "production"
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s [%(request_id)s]")
-    )
+    handler.setFormatter(Lines(settings))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         # uvicorn's access line says less than ours; it makes none for which there is no handler.

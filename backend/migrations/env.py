@@ -4,10 +4,11 @@ from contextlib import nullcontext
 
 from alembic import context
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import SchemaItem
 
 from backend.core import embedded
-from backend.core.config import load_settings
+from backend.core.config import load_settings, stop
 from backend.core.schema import connect
 from backend.models import TaskTable, UserTable
 
@@ -43,4 +44,7 @@ else:
     if configured is None and (secret := load_settings().database_url) is not None:
         configured = secret.get_secret_value()
     with nullcontext(configured) if configured else embedded.postgres() as database_url:
-        migrate(database_url)
+        try:
+            migrate(database_url)
+        except OperationalError as error:
+            stop(f"the database cannot be migrated: {' '.join(str(error.orig).split())}")

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4, uuid5
 
+from pydantic.config import JsonDict
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, Index, text
 from sqlmodel import Field, SQLModel
 
@@ -13,6 +14,17 @@ from backend.core.types import Completed, Cursor, Description, Limit, Offset, Qu
 
 MICROSECONDS_NOW = text("(extract(epoch from now()) * 1000000)::bigint")
 NEWEST_FIRST = (text("created_at DESC"), text("id DESC"))
+
+
+EXAMPLE: JsonDict = {
+    "id": "9b2d3c1e-7a54-4f0e-8f3b-6c1d2e3f4a5b",
+    "user_id": "3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11",
+    "title": "Buy milk",
+    "description": "Two bottles",
+    "completed": False,
+    "created_at": "2026-01-08T20:45:00.123456Z",
+    "updated_at": "2026-01-08T20:45:00.123456Z",
+}
 
 
 class TaskTable(SQLModel, table=True):
@@ -44,9 +56,10 @@ class TaskCreate(SQLModel):
 
     model_config = {"json_schema_extra": {"examples": [{"title": "Buy milk", "description": "Two bottles"}]}}
 
+    # Defaults made by factories stay out of the OpenAPI document, where generated clients take them for "always there".
     title: Title
-    description: Description | None = None
-    completed: Completed = False
+    description: Description | None = Field(default_factory=lambda: None)
+    completed: Completed = Field(default_factory=bool)
 
 
 class TaskUpdate(SQLModel):
@@ -54,7 +67,7 @@ class TaskUpdate(SQLModel):
 
     model_config = {"json_schema_extra": {"examples": [{"title": "Buy oat milk", "completed": True}]}}
 
-    # The defaults are never read (see `update`); being factories, they stay out of the OpenAPI document.
+    # The defaults are never read: `update` looks at what was named.
     title: Title = Field(default_factory=str)
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
@@ -70,6 +83,8 @@ class TaskToggle(SQLModel):
 
 class Task(SQLModel):
     """A task."""
+
+    model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
 
     # PostgreSQL writes this JSON, in this order: COLUMNS below.
     id: UUID
@@ -89,7 +104,8 @@ class TaskQuery(SQLModel):
         None, description="Only tasks whose title has each of these words in it, in any case."
     )
     limit: Limit = Field(50, description="How many tasks at the most.")
-    offset: Offset = Field(0, description="How many tasks to leave out first.")
+    # No default in the document: Swagger UI would send it, and with it no cursor is accepted.
+    offset: Offset = Field(default_factory=int, description="How many tasks to leave out first; 0 if not given.")
     cursor: Cursor | None = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
     total: QueryFlag = Field(False, description="Also count all tasks that match, in `X-Total-Count`.")
 
