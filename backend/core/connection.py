@@ -5,10 +5,8 @@ connection is always in autocommit, so that one statement is one round trip.
 """
 
 import asyncio
-import contextlib
 import select
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -20,6 +18,7 @@ Parameter = str | int | bool | list[str] | None
 
 # A serverless database closes what lay idle for five minutes, and it is better not to be the one who finds out.
 RECYCLE_SECONDS = 240
+SETTLE_SECONDS = 60
 DEFAULTS = {
     "application_name": "task-service",
     "client_encoding": "utf8",
@@ -80,9 +79,8 @@ class Connection:
     async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> tuple[Any, ...] | None:
         """Run one statement that returns rows; the first of them, or None.
 
-        Raises ConnectionLost where the answer never came, TimeoutError where it had not come by the `deadline`, else
-        what psycopg2 makes of PostgreSQL's error. When late or cancelled, the server is asked to stop, nobody waits for
-        that, and the connection is closed.
+        Raises ConnectionLost where the answer never came, TimeoutError where it had not come by the `deadline` (then
+        `settle` waits on), else what psycopg2 makes of PostgreSQL's error.
         """
         try:
             self._cursor.execute(sql, parameters)
@@ -94,19 +92,23 @@ class Connection:
                 self.close()
                 raise ConnectionLost(error) from error
             raise
-        except (TimeoutError, asyncio.CancelledError):
-            self.closed = True
-            threading.Thread(target=self._cancel, daemon=True).start()
+        except asyncio.CancelledError:
+            self.close()
             raise
+
+    async def settle(self) -> None:
+        """Wait for the answer that came too late, so that the connection can be used again; else close it.
+
+        Nothing tells the server to stop: psycopg2's `cancel` keeps the whole process waiting for the network.
+        """
+        try:
+            await _ready(self._raw, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+        except (psycopg2.Error, TimeoutError, asyncio.CancelledError):
+            self.close()
 
     def close(self) -> None:
         """Close the connection; does not fail."""
         self.closed = True
-        self._raw.close()
-
-    def _cancel(self) -> None:
-        with contextlib.suppress(psycopg2.Error):
-            self._raw.cancel()
         self._raw.close()
 
 

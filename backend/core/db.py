@@ -44,6 +44,7 @@ class Session:
         self._traced = traced
         self._turns = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def fetch(
         self, statement: Statement[Row], parameters: Mapping[str, Parameter], *, effect: Effect
@@ -65,29 +66,17 @@ class Session:
             return await self._in_turn(statement, parameters, effect)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the connections that no request uses."""
+        for settling in self._settling:
+            settling.cancel()
         while self._idle:
             self._idle.pop().close()
 
     async def _in_turn(
         self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect
     ) -> Row | None:
-        if self._turns.locked():
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._turns.acquire()
-            except TimeoutError:
-                logger.warning("no turn within %g s: all %d connections are busy", self._timeout, self._size)
-                raise unavailable("All connections to the database are busy") from None
-        else:
-            await self._turns.acquire()
-        try:
-            return await self._run(statement, parameters, effect)
-        finally:
-            self._turns.release()
-
-    async def _run(self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect) -> Row | None:
-        outcome = UNTOUCHED
+        await self._turn()
+        outcome, late = UNTOUCHED, False
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             for may_repeat in (effect != "once", False):
@@ -102,16 +91,47 @@ class Session:
                     if not may_repeat:
                         raise
                     logger.warning("%s is repeated: %s", statement.name, lost)
+                except TimeoutError:
+                    late = True
+                    raise
                 finally:
-                    if not connection.closed:
-                        self._idle.append(connection)
+                    if not late:
+                        self._give_back(connection)
         except ConnectionLost as lost:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
         except TimeoutError:
             logger.warning("%s failed: no answer within %g s", statement.name, self._timeout)
             raise unavailable("The database did not answer in time", outcome) from None
+        finally:
+            if late:
+                # The turn ends with the statement, not with the request: a slow database is not asked for ever more.
+                settling = asyncio.create_task(self._settle(connection))
+                self._settling.add(settling)
+                settling.add_done_callback(self._settling.discard)
+            else:
+                self._turns.release()
         raise AssertionError("the last attempt returns or raises")
+
+    async def _turn(self) -> None:
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            logger.warning("no turn within %g s: all %d connections are busy", self._timeout, self._size)
+            raise unavailable("All connections to the database are busy") from None
+
+    async def _settle(self, connection: Connection) -> None:
+        await connection.settle()
+        self._give_back(connection)
+        self._turns.release()
+
+    def _give_back(self, connection: Connection) -> None:
+        if not connection.closed:
+            self._idle.append(connection)
 
     async def _take(self, deadline: float) -> Connection:
         # Last in, first out: under little load few connections stay warm and the others may be closed.
