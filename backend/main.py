@@ -16,6 +16,8 @@ from backend.core.cors import Cors
 from backend.core.db import Session
 from backend.core.request_log import Lines, RequestLog, configure_logging
 
+EXPOSED = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,9 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         configure_logging(settings)
         if settings.auth_jwks_url is None:
-            logger.warning(
-                "AUTHENTICATION IS OFF: whoever reaches this service sees every task. AUTH_JWKS_URL turns it on."
-            )
+            logger.warning("AUTHENTICATION IS OFF: whoever reaches this service sees every task (AUTH_JWKS_URL)")
         with ExitStack() as stack:
             if settings.database_url is None:
                 url = stack.enter_context(embedded.postgres())
@@ -79,15 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],
-        expose_headers=[
-            "ETag",
-            "Link",
-            "Location",
-            "Idempotency-Replayed",
-            "Retry-After",
-            "X-Request-ID",
-            "X-Total-Count",
-        ],
+        expose_headers=EXPOSED.split(),
     )
     app.add_middleware(RequestLog, lines=Lines(settings))
     return app
