@@ -36,7 +36,8 @@ def main() -> None:
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         migrate(database_url)
-        where = f"http://{arguments.host}:{arguments.port}"
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        where = f"http://{host}:{arguments.port}"
         database = "yours, from DATABASE_URL" if url else f"embedded PostgreSQL, kept in {embedded.DATA}/"
         token = ' -H "Authorization: Bearer $TOKEN"' if settings.auth_jwks_url else ""
         example = f"curl -i {where}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
