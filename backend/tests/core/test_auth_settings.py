@@ -1,0 +1,152 @@
+"""Authentication switched on and off: settings, what the log and the OpenAPI document say, and what is guarded."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from pydantic import ValidationError
+
+from backend.core.config import STARTUP_FAILURE
+from backend.main import create_app
+from backend.tests.problem import assert_problem
+from backend.tests.serving import ROOT, in_thread, settings
+
+NAMES = ("auth_jwks_url", "auth_issuer", "auth_audience")
+ON = dict.fromkeys(NAMES, "https://auth.example.org")
+DATABASE = "postgresql://tasks@127.0.0.1:5432/tasks"
+OPERATIONS = {"create_task", "list_tasks", "get_task", "update_task", "toggle_task", "delete_task"}
+
+
+@pytest.fixture(scope="module")
+def app(database_url: str) -> FastAPI:
+    return create_app(settings(database_url, **ON))
+
+
+@pytest.fixture(scope="module")
+def api(app: FastAPI) -> Iterator[httpx.Client]:
+    """A client of a service that wants tokens; it has none."""
+    with in_thread(app) as base_url, httpx.Client(base_url=base_url, timeout=30) as client:
+        yield client
+
+
+@pytest.mark.parametrize("given", range(1, 7))
+def test_the_three_settings_come_together(given: int) -> None:
+    chosen = [name for number, name in enumerate(NAMES) if given & 1 << number]
+    with pytest.raises(ValidationError) as refused:
+        settings(DATABASE, **{name: ON[name] for name in chosen})
+    missing, _, _ = refused.value.errors()[0]["msg"].partition(" must be set too")
+    assert sorted(missing.removeprefix("Value error, ").split(" and ")) == sorted(
+        name.upper() for name in NAMES if name not in chosen
+    )
+
+
+def test_an_issuer_without_keys_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import backend.main"],
+        env={"PYTHONPATH": str(ROOT), "AUTH_ISSUER": "https://auth.example.org"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == STARTUP_FAILURE
+    assert ended.stderr.count("\n") == 1
+    assert "AUTH_JWKS_URL and AUTH_AUDIENCE" in ended.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_setting_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValidationError):
+        settings(DATABASE, **{**ON, name: value})
+
+
+def test_production_wants_authentication_or_to_be_told_aloud_that_there_is_none() -> None:
+    with pytest.raises(ValidationError, match="AUTH_JWKS_URL"):
+        settings(DATABASE, environment="production")
+    with pytest.raises(ValidationError, match="AUTH_DISABLED"):
+        settings(DATABASE, auth_disabled=True, **ON)
+    settings(DATABASE, environment="production", auth_disabled=True)
+    settings(DATABASE, environment="production", **ON)
+
+
+@pytest.mark.parametrize(("others", "lines"), [({}, 1), (ON, 0)], ids=["off", "on"])
+def test_the_log_says_aloud_that_authentication_is_off(
+    database_url: str, caplog: pytest.LogCaptureFixture, others: dict[str, str], lines: int
+) -> None:
+    # The service sets the root logger up for itself.
+    logger = logging.getLogger("backend")
+    logger.addHandler(caplog.handler)
+    try:
+        with in_thread(settings(database_url, **others)):
+            pass
+    finally:
+        logger.removeHandler(caplog.handler)
+    loud = [record for record in caplog.records if "AUTHENTICATION IS OFF" in record.message]
+    assert [record.levelname for record in loud] == ["WARNING"] * lines
+
+
+def test_the_document_asks_for_a_token_where_one_is_needed(api: httpx.Client) -> None:
+    document = api.get("/openapi.json").json()
+    assert {name: scheme["type"] for name, scheme in document["components"]["securitySchemes"].items()} == {
+        "BetterAuth": "http"
+    }
+    scheme = document["components"]["securitySchemes"]["BetterAuth"]
+    assert (scheme["scheme"], scheme["bearerFormat"]) == ("bearer", "JWT")
+    operations = {
+        operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
+    }
+    assert set(operations) > OPERATIONS
+    for name, operation in operations.items():
+        guarded = name in OPERATIONS
+        assert operation.get("security") == ([{"BetterAuth": []}] if guarded else None)
+        assert ({"401", "403"} & set(operation["responses"])) == ({"401", "403"} if guarded else set())
+    for name in OPERATIONS:
+        unauthorized = operations[name]["responses"]["401"]
+        assert unauthorized["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert "WWW-Authenticate" in unauthorized["headers"]
+
+
+def test_the_document_knows_of_no_token_where_none_is_needed(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "securitySchemes" not in document["components"]
+    for path in document["paths"].values():
+        for operation in path.values():
+            assert "security" not in operation
+            assert not {"401", "403"} & set(operation["responses"])
+
+
+def test_every_route_to_a_users_tasks_is_guarded(app: FastAPI, api: httpx.Client) -> None:
+    guarded = [
+        (method, route.path)
+        for route in iter_route_contexts(app.routes)
+        for method in route.methods or ()
+        if route.path and route.path.startswith("/api")
+    ]
+    assert len(guarded) >= len(OPERATIONS)
+    for method, path in guarded:
+        response = api.request(method, path.format(user_id=uuid4(), task_id=uuid4()), json={"title": "Buy milk"})
+        assert_problem(response, 401)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/docs", "/redoc", "/openapi.json"])
+def test_what_shows_no_task_needs_no_token(api: httpx.Client, path: str) -> None:
+    assert api.get(path).status_code == 200
+
+
+def test_a_browser_may_ask_without_a_token_what_it_may_send_and_can_read_the_refusal(api: httpx.Client) -> None:
+    origin = {"Origin": "http://localhost:3000"}
+    wish = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
+    asked = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | wish)
+    assert asked.status_code == 200
+    assert "authorization" in asked.headers["Access-Control-Allow-Headers"].lower()
+    refused = api.get(f"/api/{uuid4()}/tasks", headers=origin)
+    assert_problem(refused, 401)
+    assert refused.headers["Access-Control-Allow-Origin"] == origin["Origin"]

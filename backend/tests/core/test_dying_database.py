@@ -1,0 +1,177 @@
+"""A PostgreSQL that is killed under load and comes back: what was answered is true, and the service goes on."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from backend.core import embedded, schema
+from backend.core.errors import DOUBTFUL, UNTOUCHED
+from backend.tests.crowd import crowd_client, until
+from backend.tests.leftovers import assert_ending, processes
+from backend.tests.problem import assert_problem
+from backend.tests.serving import in_thread, settings
+
+CLIENTS = 12
+KILLS = 3
+
+
+class Database:
+    """A PostgreSQL of the test's own, with our schema, that can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with embedded.postgres(folder) as self.url:
+            schema.upgrade(self.url)
+
+    def start(self) -> None:
+        """Start it, as a child of ours: nobody else would take note of its death in every container."""
+        data, log = self._folder / "postgres", self._folder / "postgres" / "log"
+        sockets = f"unix_socket_directories={parse_dsn(self.url)['host']}"
+        command = [str(embedded.binaries() / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-c", sockets]
+        owner = data.stat()
+        groups: list[int] | None = [] if os.geteuid() == 0 else None
+        with log.open("a") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, user=owner.st_uid, group=owner.st_gid, extra_groups=groups
+            )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        with suppress(psycopg2.OperationalError):
+            psycopg2.connect(self.url).close()
+            return True
+        return False
+
+    def kill(self) -> None:
+        """Kill all of its processes at once; none can clean up or say goodbye."""
+        self._process.send_signal(signal.SIGSTOP)
+        victims = processes(self._folder)
+        for victim in victims:
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        self._process.wait(30)
+        assert_ending(victims)
+
+
+@pytest.fixture
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    database = Database(tmp_path_factory.mktemp("dying"))
+    database.start()
+    yield database
+    database.kill()
+
+
+@dataclass
+class Ledger:
+    """What the clients were told."""
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    creations: dict[str, str] = field(default_factory=dict)
+    """For each title that was to be stored, what was said to have become of it."""
+    flips: dict[str, Counter[str]] = field(default_factory=dict)
+    """For each task that was flipped, by its path, how often what was said to have become of it."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """That of each of these tasks, before."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def record(self, response: httpx.Response, success: int) -> str:
+        """Count an answer, which must be a success or an honest 503; what it says became of a write."""
+        self.statuses[response.request.method, response.status_code] += 1
+        self.changed.set()
+        if response.status_code == success:
+            return "done"
+        assert_problem(response, 503)
+        assert response.headers["Retry-After"] == "1"
+        outcome: str = response.json()["detail"].split("; ")[1].removesuffix(".")
+        assert outcome in (UNTOUCHED, DOUBTFUL)
+        return outcome
+
+    async def more(self, count: int, *, served: bool) -> None:
+        """Wait for so many more requests that were, or were not, carried out."""
+        goal = self.total(served=served) + count
+        async with asyncio.timeout(60):
+            while self.total(served=served) < goal:
+                self.changed.clear()
+                await self.changed.wait()
+
+    def total(self, *, served: bool) -> int:
+        return sum(count for (_, status), count in self.statuses.items() if (status != 503) == served)
+
+
+async def use(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: asyncio.Event) -> None:
+    """Be a client that creates, flips, lists and reads until told to stop; raises where it is cut off."""
+    task = await client.post(tasks, json={"title": "flipped"})
+    location = task.headers["Location"]
+    ledger.versions[location] = version(task)
+    flips = ledger.flips[location] = Counter()
+    while not stop.is_set():
+        title = str(uuid4())
+        ledger.creations[title] = ledger.record(await client.post(tasks, json={"title": title}), 201)
+        flips[ledger.record(await client.patch(f"{location}/complete"), 200)] += 1
+        ledger.record(await client.get(tasks), 200)
+        if ledger.record(await client.get(location), 200) != "done":
+            await asyncio.sleep(0.1)  # or twelve clients that ask in vain leave nothing to the database that starts
+
+
+async def kill_under_load(database: Database, base_url: str, tasks: str, ledger: Ledger) -> list[float]:
+    """Kill the database again and again while clients are at work; the seconds after which the service was back."""
+    recoveries = []
+    stop = asyncio.Event()
+    async with crowd_client(base_url) as client, asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(use(client, tasks, ledger, stop))
+        for _ in range(KILLS):
+            await ledger.more(20 * CLIENTS, served=True)
+            await asyncio.to_thread(database.kill)
+            await ledger.more(CLIENTS, served=False)
+            await asyncio.to_thread(database.start)
+            started = time.monotonic()
+            await ledger.more(1, served=True)
+            recoveries.append(round(time.monotonic() - started, 3))
+        stop.set()
+    return recoveries
+
+
+def test_what_was_answered_is_true_when_the_database_dies(database: Database, tasks: str) -> None:
+    ledger = Ledger()
+    with in_thread(settings(database.url, log_level="error")) as url, httpx.Client(base_url=url, timeout=30) as client:
+        recoveries = asyncio.run(kill_under_load(database, url, tasks, ledger))
+        stored = Counter(task["title"] for task in everything(client, tasks))
+        found = Counter((outcome, stored[title]) for title, outcome in ledger.creations.items())
+        print(
+            f"\nanswers {dict(ledger.statuses)}\ncreations, as told and as found {dict(found)}\nback in s {recoveries}"
+        )
+        for outcome, times in found:
+            assert times in {"done": (1,), UNTOUCHED: (0,), DOUBTFUL: (0, 1)}[outcome]
+        for location, flips in ledger.flips.items():
+            task = client.get(location)
+            written = version(task) - ledger.versions[location]
+            assert flips["done"] <= written <= flips["done"] + flips[DOUBTFUL]
+            assert task.json()["completed"] == bool(written % 2)
+
+
+def everything(client: httpx.Client, tasks: str) -> Iterator[dict[str, str]]:
+    """All tasks of a user."""
+    page: str | None = f"{tasks}?limit=100"
+    while page:
+        response = client.get(page)
+        yield from response.json()
+        page = response.links.get("next", {}).get("url")
+
+
+def version(task: httpx.Response) -> int:
+    """A number that grows by one with each write."""
+    return int(task.headers["ETag"].strip('"'))

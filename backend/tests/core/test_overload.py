@@ -1,0 +1,138 @@
+"""More clients than connections, and a database that is slow or says nothing: everybody gets an answer."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx
+import psycopg2
+import pytest
+
+from backend.core.errors import DOUBTFUL, UNTOUCHED
+from backend.tests.crowd import Call, at_once, until
+from backend.tests.database import execute
+from backend.tests.problem import assert_problem
+from backend.tests.proxy import Proxy, proxied
+from backend.tests.serving import in_thread, settings
+
+
+@pytest.fixture(scope="module")
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with proxied(database_url) as proxy:
+        yield proxy
+
+
+def version(response: httpx.Response) -> int:
+    """How often the task was written, plus where its count began."""
+    return int(response.headers["ETag"].strip('"'))
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, size: int) -> None:
+    calls = []
+    for i in range(50):
+        twice = Call("POST", tasks, {"title": f"under a key {i}"}, {"Idempotency-Key": f"{i}"})
+        calls += [twice, twice, Call("POST", tasks, {"title": f"without {i}"}), Call("PATCH", "{task}/complete")]
+    calls += [Call("GET", "/health")] * 10
+    with (
+        in_thread(settings(proxy.url, db_pool_size=size, db_pool_timeout=30, log_level="error")) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        proxy.most_connections = 0
+        task = client.post(tasks, json={"title": "flipped"})
+        location = task.headers["Location"]
+        answers = at_once(url, [call._replace(path=call.path.format(task=location)) for call in calls])
+        assert Counter((a.request.method, a.status_code) for a in answers) == {
+            ("POST", 201): 150, ("PATCH", 200): 50, ("GET", 200): 10,
+        }  # fmt: skip
+        listed = client.get(tasks, params={"total": "true", "limit": 100})
+        assert listed.headers["X-Total-Count"] == "101"
+        assert len({a.json()["id"] for a in answers if a.request.method == "POST"}) == 100
+        assert sum("Idempotency-Replayed" in a.headers for a in answers) == 50
+        assert version(client.get(location)) == version(task) + 50
+        assert 1 <= proxy.most_connections <= size
+
+
+def test_a_silent_database_keeps_nobody_waiting(proxy: Proxy, tasks: str) -> None:
+    with (
+        in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.4)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        task = client.post(tasks, json={"title": "a"})
+        location = task.headers["Location"]
+        one_each = [
+            Call("GET", tasks),
+            Call("POST", tasks, {"title": "b"}),
+            Call("PATCH", f"{location}/complete"),
+            Call("PUT", location, {"completed": True}),
+            Call("DELETE", location),
+            Call("GET", "/health"),
+        ]
+        proxy.freeze()
+        try:
+            answers = at_once(url, [*one_each * 16, Call("GET", "/health/live")])
+        finally:
+            proxy.thaw()
+        assert answers.pop().status_code == 200
+        for answer in answers:
+            assert_problem(answer, 503)
+            assert answer.headers["Retry-After"] == "1"
+        told = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
+        late, busy = "The database did not answer in time", "All connections to the database are busy"
+        assert {reason for reason, _ in told} == {late, busy}
+        assert told.keys() <= {(late, f"{UNTOUCHED}."), (late, f"{DOUBTFUL}."), (busy, f"{UNTOUCHED}.")}
+        until(lambda: client.get("/health").status_code == 200)
+        created = sum(task["title"] == "b" for task in client.get(tasks).json())
+        assert created <= told[late, f"{DOUBTFUL}."] <= 2
+
+
+def test_an_answer_that_stops_before_its_end_holds_up_nobody_else(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_timeout=0.4)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        location = client.post(tasks, json={"title": "a"}).headers["Location"]
+        proxy.faults = ["silence before the end of the answer"]
+        toggle, *others = at_once(url, [Call("PATCH", f"{location}/complete"), *[Call("GET", "/health/live")] * 4])
+        assert_problem(toggle, 503)
+        assert toggle.json()["detail"].endswith(f"; {DOUBTFUL}.")
+        assert [other.status_code for other in others] == [200] * 4
+        assert client.get(location).json()["completed"] is True
+
+
+def test_what_a_slow_database_is_too_late_for_is_said_to_be_in_doubt(proxy: Proxy, tasks: str) -> None:
+    with (
+        in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.6)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        task = client.post(tasks, json={"title": "a"})
+        location = task.headers["Location"]
+        proxy.delay = 0.05
+        try:
+            answers = at_once(url, [Call("PATCH", f"{location}/complete")] * 100)
+        finally:
+            proxy.delay = 0
+        until(lambda: client.get("/health").status_code == 200)
+        flips = version(client.get(location)) - version(task)
+        outcomes = Counter("done" if a.status_code == 200 else a.json()["detail"].split("; ")[1] for a in answers)
+        assert outcomes.keys() <= {"done", f"{UNTOUCHED}.", f"{DOUBTFUL}."}
+        assert outcomes[f"{UNTOUCHED}."] > 0
+        assert outcomes["done"] <= flips <= outcomes["done"] + outcomes[f"{DOUBTFUL}."]
+
+
+def test_a_late_statement_keeps_its_turn_until_it_ends(database_url: str, tasks: str) -> None:
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    with (
+        in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=0.6)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+        closing(psycopg2.connect(database_url)) as other,
+    ):
+        task = client.post(tasks, json={"title": "a"})
+        location, this_task = task.headers["Location"], f"%{task.json()['id']}%"
+        with other.cursor() as cursor:
+            cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task.json()["id"],))
+            for reason in ("The database did not answer in time", "All connections to the database are busy"):
+                toggled = client.patch(f"{location}/complete")
+                assert_problem(toggled, 503)
+                assert toggled.json()["detail"].startswith(reason)
+                assert len(execute(database_url, waiting, (this_task,))) == 1
+            other.rollback()
+        until(lambda: client.get("/health").status_code == 200)
+        assert client.get(location).json()["completed"] is True

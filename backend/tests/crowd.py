@@ -1,0 +1,43 @@
+"""Many clients at once, and waiting for what they bring about."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import httpx
+
+
+class Call(NamedTuple):
+    """A request to be sent."""
+
+    method: str
+    path: str
+    json: object = None
+    headers: dict[str, str] | None = None
+
+
+def crowd_client(base_url: str) -> httpx.AsyncClient:
+    """A client that opens as many connections as there are requests at once; a minute without an answer is an error."""
+    return httpx.AsyncClient(
+        base_url=base_url, limits=httpx.Limits(max_connections=None), timeout=60, trust_env=False, verify=False
+    )
+
+
+def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
+    """Send all `calls` at the same time, each over a connection of its own; raises where one gets no answer."""
+
+    async def send() -> list[httpx.Response]:
+        async with crowd_client(base_url) as client:
+            requests = (client.request(call.method, call.path, json=call.json, headers=call.headers) for call in calls)
+            return await asyncio.gather(*requests)
+
+    return asyncio.run(send())
+
+
+def until(is_so: Callable[[], object], seconds: float = 30) -> None:
+    """Wait for what no event announces, because it happens in another process; raises when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

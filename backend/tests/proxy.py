@@ -1,0 +1,244 @@
+"""A PostgreSQL that can be watched and made to fail: a TCP proxy that knows its wire protocol (version 3, without TLS).
+
+It lives in a thread with an event loop of its own. Its methods are called from other threads and return when what they
+ask for is in effect.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from asyncio import IncompleteReadError, StreamReader, StreamWriter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from urllib.parse import quote, urlencode
+
+from psycopg2.extensions import parse_dsn
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Goodbye = Literal["FIN", "farewell", "RST"]
+"""How a connection ends: in silence, with the message of a server that shuts down, or as if the server had vanished."""
+Cut = Literal["before the statement", "before the answer", "in the answer"]
+"""Where a connection breaks. In the last two cases the server has carried the statement out to its end."""
+Fault = Cut | Literal["silence before the end of the answer"]
+
+# PostgreSQL docs, "Message Formats": what a client may send before, or instead of, its StartupMessage.
+CANCEL, SSL, GSS = (struct.pack("!i", code) for code in (80877102, 80877103, 80877104))
+_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+FAREWELL = b"E" + struct.pack("!i", 4 + len(_FIELDS)) + _FIELDS
+
+
+def _in_loop(
+    method: "Callable[Concatenate[Proxy, Given], Coroutine[Any, Any, Result]]",
+) -> "Callable[Concatenate[Proxy, Given], Result]":
+    @wraps(method)
+    def call(self: "Proxy", /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return asyncio.run_coroutine_threadsafe(method(self, *args, **kwargs), self.loop).result(30)
+
+    return call
+
+
+class Proxy:
+    """`proxied` makes one."""
+
+    def __init__(self, url: str) -> None:
+        given = parse_dsn(url)
+        self.upstream = given.pop("host", "localhost"), given.pop("port", "5432")
+        self.loop = asyncio.new_event_loop()
+        self._port = 0
+        self._bound = self._bind()
+        self._server: asyncio.Server | None = None
+        self.url = f"postgresql://127.0.0.1:{self._port}/?{urlencode(given, quote_via=quote)}"
+        self.delay = 0.0
+        """Seconds by which each direction is late."""
+        self.connections: set[_Connection] = set()
+        self.most_connections = 0
+        self.recorded: list[str] = []
+        self.faults: list[Fault] = []
+        """What befalls each of the next statements."""
+        self.flowing = asyncio.Event()
+        self.held = threading.Semaphore(0)
+        """Counts the messages of clients that were held back since `freeze`; a test awaits one with `acquire`."""
+
+    @contextmanager
+    def recording(self) -> Iterator[list[str]]:
+        """The messages that clients send within the block: the SQL of each Query or Parse, the type of any other."""
+        recorded = self.recorded = []
+        try:
+            yield recorded
+        finally:
+            self.recorded = []
+
+    @_in_loop
+    async def cut_idle(self, goodbye: Goodbye) -> int:
+        """End all connections on which nothing is asked, as a database that goes to sleep; how many there were."""
+        idle = [connection for connection in self.connections if connection.idle]
+        await asyncio.gather(*(connection.end(goodbye) for connection in idle))
+        return len(idle)
+
+    @_in_loop
+    async def freeze(self) -> None:
+        """Hold back every byte from now on: connecting succeeds, and then nothing happens."""
+        self.held = threading.Semaphore(0)
+        self.flowing.clear()
+
+    @_in_loop
+    async def thaw(self) -> None:
+        """Pass on what was held back, and all that follows."""
+        self.flowing.set()
+
+    @_in_loop
+    async def accept(self) -> None:
+        """Accept connections: the database is up."""
+        self._server = await asyncio.start_server(lambda *near: _Connection(self, *near).live(), sock=self._bound)
+
+    @_in_loop
+    async def refuse(self) -> None:
+        """Refuse new connections and break those there are: the database is down."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            # Bound but not listening, so that nobody else gets the port.
+            self._bound = self._bind()
+        await asyncio.gather(*(connection.end("RST") for connection in self.connections))
+
+    def _bind(self) -> socket.socket:
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", self._port))
+        self._port = bound.getsockname()[1]
+        return bound
+
+    @_in_loop
+    async def close(self) -> None:
+        """To be called last: end what is still going on."""
+        self._bound.close()
+        going_on = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in going_on:
+            task.cancel()
+        await asyncio.gather(*going_on, return_exceptions=True)
+        self.loop.call_soon(self.loop.stop)
+
+
+class _Connection:
+    """A client's connection, and the one to the server that belongs to it."""
+
+    def __init__(self, proxy: Proxy, reader: StreamReader, writer: StreamWriter) -> None:
+        self.idle = False
+        self._proxy = proxy
+        self._reader = reader
+        self._writer = writer
+        self._fault: Fault | None = None
+
+    async def live(self) -> None:
+        """Pass messages on in both directions until one side ends or a fault strikes."""
+        with suppress(OSError, IncompleteReadError, asyncio.CancelledError):
+            host, port = self._proxy.upstream
+            path = f"{host}/.s.PGSQL.{port}"
+            to_server = asyncio.open_unix_connection(path) if host[0] == "/" else asyncio.open_connection(host, port)
+            reader, writer = await to_server
+            try:
+                await self._start(reader, writer)
+                pumps = [asyncio.create_task(self._ask(writer)), asyncio.create_task(self._answer(reader))]
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+            finally:
+                writer.close()
+        self._proxy.connections.discard(self)
+        await self.end("FIN")
+
+    async def end(self, goodbye: Goodbye) -> None:
+        """End the client's side; the server's side follows."""
+        if goodbye == "farewell":
+            self._writer.write(FAREWELL)
+        if goodbye == "RST":
+            client: socket.socket = self._writer.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._writer.transport.abort()
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _start(self, reader: StreamReader, writer: StreamWriter) -> None:
+        while True:
+            size = await self._reader.readexactly(4)
+            packet = await self._reader.readexactly(int.from_bytes(size, "big") - 4)
+            await self._forward(writer, size + packet)
+            if packet[:4] not in (SSL, GSS):
+                break
+            self._writer.write(await reader.readexactly(1))
+        if packet[:4] != CANCEL:
+            self._proxy.connections.add(self)
+            self._proxy.most_connections = max(self._proxy.most_connections, len(self._proxy.connections))
+
+    async def _ask(self, writer: StreamWriter) -> None:
+        while True:
+            kind, message = await _message(self._reader)
+            self.idle = False
+            if kind != "p":
+                sql = {"Q": message[5:-1], "P": message[5:].partition(b"\0")[2]}.get(kind)
+                self._proxy.recorded.append(kind if sql is None else sql.decode())
+            if kind in "QP" and self._proxy.faults:
+                self._fault = self._proxy.faults.pop(0)
+                if self._fault == "before the statement":
+                    return
+            await self._forward(writer, message)
+
+    async def _forward(self, writer: StreamWriter, message: bytes) -> None:
+        if not self._proxy.flowing.is_set():
+            self._proxy.held.release()
+        await self._late()
+        writer.write(message)
+
+    async def _answer(self, reader: StreamReader) -> None:
+        answer = b""
+        with suppress(IncompleteReadError):
+            while True:
+                kind, message = await _message(reader)
+                answer += message
+                # All of an answer at once, so that it is late once; before the first one, what the client replies to.
+                if kind in "RZ":
+                    if self._fault is not None:
+                        break
+                    await self._late()
+                    self.idle = kind == "Z"
+                    self._writer.write(answer)
+                    answer = b""
+        if self._fault == "silence before the end of the answer":
+            self._writer.write(answer[: -len(message)])
+            await asyncio.Event().wait()
+        elif self._fault is not None:
+            answer = answer[: len(answer) // 2] if self._fault == "in the answer" else b""
+        await self._late()
+        self._writer.write(answer)
+
+    async def _late(self) -> None:
+        await asyncio.sleep(self._proxy.delay)
+        await self._proxy.flowing.wait()
+
+
+async def _message(reader: StreamReader) -> tuple[str, bytes]:
+    head = await reader.readexactly(5)
+    return chr(head[0]), head + await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[Proxy]:
+    """A proxy before the database at `url`; clients connect to the proxy's `url`."""
+    proxy = Proxy(url)
+    thread = threading.Thread(target=proxy.loop.run_forever, daemon=True)
+    thread.start()
+    proxy.accept()
+    proxy.thaw()
+    try:
+        yield proxy
+    finally:
+        proxy.refuse()
+        proxy.close()
+        thread.join()
+        proxy.loop.close()

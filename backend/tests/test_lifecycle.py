@@ -1,0 +1,187 @@
+"""Start, end and accidents: the database away at first, a schema that is not there, signals, a worker that dies."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from backend.core import schema
+from backend.core.errors import UNTOUCHED
+from backend.tests.crowd import Call, at_once, crowd_client, until
+from backend.tests.database import execute
+from backend.tests.leftovers import members
+from backend.tests.problem import assert_problem
+from backend.tests.proxy import Proxy, proxied
+from backend.tests.serving import Service, as_process, in_thread, settings
+
+PYTHON_M = (sys.executable, "-m", "backend")
+UVICORN = (sys.executable, "-m", "uvicorn", "backend.main:app", "--port", "{port}")
+CLIENTS = 8
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with proxied(database_url) as proxy:
+        yield proxy
+
+
+def operations(tasks: str) -> list[Call]:
+    """All that needs the database."""
+    one = f"{tasks}/{uuid4()}"
+    return [
+        Call("GET", "/health"),
+        Call("GET", tasks),
+        Call("POST", tasks, {"title": "a"}),
+        Call("GET", one),
+        Call("PUT", one, {"title": "a"}),
+        Call("PATCH", f"{one}/complete"),
+        Call("DELETE", one),
+    ]
+
+
+def assert_works(base_url: str, tasks: str) -> None:
+    health, listed, created, *others = at_once(base_url, operations(tasks))
+    assert [health.status_code, listed.status_code, created.status_code] == [200, 200, 201]
+    assert [other.status_code for other in others] == [404] * 4
+
+
+@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
+def test_it_starts_without_the_database_and_finds_it_later(
+    proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...]
+) -> None:
+    proxy.refuse()
+    with as_process(tmp_path, *command, env={"DATABASE_URL": proxy.url}) as service:
+        live, *answers = at_once(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
+        assert live.status_code == 200
+        for answer in answers:
+            assert_problem(answer, 503)
+            assert answer.headers["Retry-After"] == "1"
+            assert answer.json()["detail"].endswith(f"; {UNTOUCHED}.")
+        proxy.accept()
+        assert_works(service.base_url, tasks)
+        assert "Traceback" not in service.log
+
+
+def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, tasks: str) -> None:
+    with in_thread(settings(empty_database_url)) as url:
+        for answer in at_once(url, operations(tasks)):
+            assert_problem(answer, 503)
+            assert "`alembic upgrade head`" in answer.json()["detail"]
+        schema.upgrade(empty_database_url)
+        assert_works(url, tasks)
+        execute(empty_database_url, "UPDATE alembic_version SET version_num = 'older'")
+        behind = httpx.get(f"{url}/health")
+        assert_problem(behind, 503)
+        assert "`alembic upgrade head`" in behind.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("command", "workers", "stays_silent"),
+    [
+        pytest.param(PYTHON_M, 1, False, id="python -m backend"),
+        pytest.param(PYTHON_M, 1, True, id="python -m backend, silent database"),
+        pytest.param((*PYTHON_M, "--workers", "2"), 2, False, id="python -m backend --workers 2"),
+        pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
+    ],
+)
+def test_who_is_being_served_when_it_is_told_to_stop_is_answered(
+    proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
+) -> None:
+    env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}
+    with as_process(tmp_path, *command, env=env) as service, ThreadPoolExecutor() as pool:
+        until(lambda: service.log.count("Application startup complete") == workers)
+        proxy.freeze()
+        creations = [Call("POST", tasks, {"title": "a"})] * CLIENTS
+        answers = pool.submit(at_once, service.base_url, creations)
+        for _ in range(CLIENTS):
+            assert proxy.held.acquire(timeout=30)
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.log.count("Shutting down") == workers)
+        if not stays_silent:
+            proxy.thaw()
+        assert [answer.status_code for answer in answers.result()] == [503 if stays_silent else 201] * CLIENTS
+        service.process.wait(30)
+        assert "Traceback" not in service.log
+
+
+def workers_of(service: Service) -> set[int]:
+    """The processes that serve now."""
+    return {pid for pid in members(service.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
+    """Kill one while clients create tasks, each trying again where it is cut off; the statuses, and how many were."""
+    statuses: Counter[int] = Counter()
+    cut_off = 0
+    stop = asyncio.Event()
+
+    async def use(client: httpx.AsyncClient) -> None:
+        nonlocal cut_off
+        while not stop.is_set():
+            key = {"Idempotency-Key": str(uuid4())}
+            status = None
+            while status is None:
+                try:
+                    status = (await client.post(tasks, json={"title": "a"}, headers=key)).status_code
+                except httpx.TransportError:
+                    cut_off += 1
+            statuses[status] += 1
+
+    async with crowd_client(service.base_url) as client, asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(use(client))
+        await asyncio.to_thread(until, lambda: statuses.total() > 10 * CLIENTS)
+        before = workers_of(service)
+        os.kill(min(before), signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: service.log.count("Application startup complete") == 3)
+        assert len(workers_of(service) - before) == 1
+        served = statuses.total()
+        await asyncio.to_thread(until, lambda: statuses.total() > served + 10 * CLIENTS)
+        stop.set()
+    return statuses, cut_off
+
+
+def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
+    database_url: str, tmp_path: Path, tasks: str
+) -> None:
+    env = {"DATABASE_URL": database_url}
+    with as_process(tmp_path, *PYTHON_M, "--workers", "2", env=env) as service:
+        until(lambda: service.log.count("Application startup complete") == 2)
+        statuses, cut_off = asyncio.run(kill_a_worker(service, tasks))
+        print(f"\n{statuses.total()} creations, {cut_off} of {CLIENTS} clients cut off")
+        assert list(statuses) == [201]
+        assert cut_off <= CLIENTS
+        listed = httpx.get(f"{service.base_url}{tasks}", params={"total": "true"})
+        assert listed.headers["X-Total-Count"] == str(statuses.total())
+
+
+def test_no_password_is_ever_told(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
+    password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
+    url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
+    env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}
+    told = ""
+    proxy.refuse()
+    with as_process(tmp_path, env=env) as service:
+        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        proxy.accept()
+        assert_works(service.base_url, tasks)
+        proxy.faults = ["in the answer", "before the answer"]
+        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        proxy.cut_idle("farewell")
+        proxy.freeze()
+        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        proxy.thaw()
+        service.stop(signal.SIGTERM)
+        told += service.log
+    assert "cannot be reached" in told
+    assert "did not answer in time" in told
+    assert password not in told
