@@ -117,6 +117,11 @@ def test_a_422_says_where_and_why_and_not_what(
     assert CANARY.lower() not in refused.text.lower()
 
 
+def test_a_422_for_an_id_does_not_even_quote_a_letter(client: httpx.Client) -> None:
+    refused = {client.get(f"/api/{text}/tasks").text for text in ("x", "y" * 36, str(uuid4())[:-1] + "z", "{" * 38)}
+    assert len(refused) == 1
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", TASK, 404), ("GET", f"/{CANARY}", 404), ("POST", f"/health?{CANARY}", 405), ("POST", TASKS, 400)],

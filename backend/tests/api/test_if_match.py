@@ -7,6 +7,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from backend.tests.database import holding_up_writes
 from backend.tests.problem import assert_problem
 
 Headers = dict[str, str] | list[tuple[str, str]]
@@ -74,11 +75,15 @@ def test_without_it_the_last_write_wins(client: httpx.Client, tasks: str) -> Non
 
 
 @every_write
-def test_of_many_who_saw_the_same_exactly_one_wins(client: httpx.Client, tasks: str, write: Write) -> None:
+def test_of_many_who_saw_the_same_exactly_one_wins(
+    client: httpx.Client, tasks: str, database_url: str, write: Write
+) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     seen: Headers = {"If-Match": created.headers["ETag"]}
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: write(client, created.headers["Location"], seen), range(20)))
+        with holding_up_writes(database_url, created.json()["id"]):
+            sent = [pool.submit(write, client, created.headers["Location"], seen) for _ in range(20)]
+        answers = [one.result() for one in sent]
     winners = [answer for answer in answers if answer.is_success]
     assert len(winners) == 1
     # Who comes when the task is deleted already finds none.
