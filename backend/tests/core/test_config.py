@@ -75,6 +75,11 @@ def test_all_wrong_settings_are_named_at_once(
     assert "LOG_LEVEL" not in line
 
 
+def test_a_file_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_bytes(b"LOG_LEVEL=caf\xe9\n")
+    assert ".env" in refusal(capsys)
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 @pytest.mark.parametrize(
     "rest", [f"{NEON}?sslmode=require&channel_binding=require", NEON.replace("-pooler", ""), "/?host=%2Ftmp%2Fa+b"]

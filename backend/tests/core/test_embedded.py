@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from backend.core import embedded
+from backend.core.config import STARTUP_FAILURE
 from backend.tests.database import execute
 from backend.tests.leftovers import assert_none_is_left, processes
 from backend.tests.serving import ROOT
@@ -142,9 +143,17 @@ def test_an_ordinary_user_owns_the_server(folder: Path) -> None:
     assert_none_is_left(folder)
 
 
+def test_a_folder_that_cannot_be_used_ends_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / ".data").write_text("a file")
+    with pytest.raises(SystemExit) as stopped, embedded.postgres(folder / ".data"):
+        pass
+    assert stopped.value.code == STARTUP_FAILURE
+    assert re.fullmatch(r"Cannot start: [^\n]+\.data[^\n]*\n", capsys.readouterr().err)
+
+
 def test_a_server_that_does_not_start_ends_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "postgres").mkdir()
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder):
         pass
-    assert stopped.value.code not in (0, None)
+    assert stopped.value.code == STARTUP_FAILURE
     assert re.fullmatch(r"Cannot start: pg_ctl [^\n]+\n", capsys.readouterr().err)
