@@ -82,7 +82,7 @@ class KeySet:
 def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
     try:
         key = jwt.PyJWK(jwk)
-    except jwt.PyJWTError:
+    except Exception:  # noqa: BLE001  # whatever is strange about one key, the others are good
         return None
     usable = key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig") and isinstance(key.key_id, str)
     return (str(key.key_id), key) if usable else None
@@ -118,7 +118,7 @@ class Guard(HTTPBearer):
         claims = await self._verify(token)
         if len(self._verified) >= REMEMBER_TOKENS:
             self._verified.clear()
-        self._verified[token] = min(time.time() + REMEMBER_SECONDS, float(claims["exp"])), claims["sub"]
+        self._verified[token] = min(time.time() + REMEMBER_SECONDS, claims["exp"]), claims["sub"]
         return str(claims["sub"])
 
     async def _verify(self, token: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Guard(HTTPBearer):
             key = await self._keys.get(key_id) if isinstance(key_id, str) else None
             if key is None:
                 raise unauthorized("The token is not signed with a key of the issuer.", "invalid_token")
-            return jwt.decode(
+            claims = jwt.decode(
                 token,
                 key,
                 algorithms=[key.algorithm_name],
@@ -138,6 +138,9 @@ class Guard(HTTPBearer):
                 leeway=LEEWAY_SECONDS,
                 options={"require": list(CLAIMS)},
             )
+            if not isinstance(claims["exp"], int | float):
+                raise ValueError("RFC 7519, section 2: a NumericDate is a number")
+            return claims
         except jwt.ExpiredSignatureError:
             raise unauthorized("The token has expired.", "invalid_token") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):

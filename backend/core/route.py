@@ -14,6 +14,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 * 1024
@@ -71,11 +72,14 @@ async def _body(request: Request) -> object:
     size = int(request.headers.get("content-length", 0))
     body = b""
     if size <= MAX_BODY_BYTES:
-        async for chunk in request.stream():
-            body += chunk
-            size = len(body)
-            if size > MAX_BODY_BYTES:
-                break
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                size = len(body)
+                if size > MAX_BODY_BYTES:
+                    break
+        except ClientDisconnect:
+            raise HTTPException(400, "The body was cut off.") from None
     if size > MAX_BODY_BYTES:
         raise HTTPException(413, "The body is larger than 64 KiB.")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -15,10 +17,11 @@ from backend.tests.serving import in_thread, settings
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A server to test on, thrown away afterwards unless TEST_DATABASE_URL names one."""
     given = os.environ.get("TEST_DATABASE_URL")
-    with nullcontext(given) if given else embedded.postgres(tmp_path_factory.mktemp("postgres")) as url:
+    # Not in pytest's folder, which the next run of root's would close to the user that PostgreSQL runs as.
+    with TemporaryDirectory() as folder, nullcontext(given) if given else embedded.postgres(Path(folder)) as url:
         yield url
 
 

@@ -144,7 +144,7 @@ def test_every_setting_stands_in_the_example_with_its_default(monkeypatch: pytes
 def test_every_setting_stands_in_the_readme_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([A-Z_]+)`[^|]*\| ([^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     for name, default in dotenv_values(ROOT / ".env.example").items():
-        assert name in (ROOT / "README.md").read_text()
+        assert f"`{name}`" in (ROOT / "README.md").read_text()
         if default and name in rows:
             assert default in rows[name], name
 
