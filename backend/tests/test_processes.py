@@ -64,7 +64,8 @@ def use(service: Service) -> str:
 
 def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.CompletedProcess[str]":
     """Run a command that ends by itself."""
-    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port()), **env}
+    passed_on = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
+    environment = {**passed_on, "PORT": str(free_port()), **env}
     arguments = [part.format(port=environment["PORT"]) for part in command]
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -141,6 +142,14 @@ def test_in_production_it_migrates_and_its_log_is_json(checkout: Path, tmp_path:
     lines = [line for line in service.log.splitlines() if line and not re.match(r"  (Docs|Database|Try it) ", line)]
     entries = [json.loads(line) for line in lines]
     assert [entry["status"] for entry in entries if entry["request_id"] == "mine"] == [200]
+
+
+def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
+    execute(empty_database_url, "CREATE TABLE users (s3cret int)")
+    ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.search(r"\nCannot start: [^\n]*migrat[^\n]*\n\Z", ended.stderr)
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_wrong_setting_ends_every_command_with_one_line(checkout: Path) -> None:
