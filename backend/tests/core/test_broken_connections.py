@@ -185,7 +185,7 @@ def test_what_an_operator_ends_is_repeated_or_in_doubt(
         cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
         toggled = pool.submit(client.request, "PATCH", f"{location}/complete", json=json)
         until(lambda: execute(database_url, waiting, (f"%{task_id}%",)))
-        execute(database_url, f"SELECT pg_terminate_backend(pid, 10000) FROM ({waiting})", (f"%{task_id}%",))
+        execute(database_url, f"SELECT pg_terminate_backend(pid, 10000) FROM ({waiting}) AS it", (f"%{task_id}%",))
         other.rollback()
     assert toggled.result().status_code == status
     assert client.get(location).json()["completed"] == (status == 200)
