@@ -85,6 +85,8 @@ def load_settings() -> Settings:
     """Read the settings, or end the process with one line that names what is wrong and never quotes a value."""
     try:
         return Settings()
+    except UnicodeDecodeError:
+        stop(".env is not a text in UTF-8")
     except ValidationError as error:
         stop("; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors()))
 

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -36,9 +36,13 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
     Ends the process with one line where the wheel is not installed or the server does not start.
     """
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     server = _Server(folder)
-    with open(folder / "start.lock", "w") as gate, open(folder / "users.lock", "w") as users:
+    with ExitStack() as locks:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            gate, users = (locks.enter_context(open(folder / name, "w")) for name in ("start.lock", "users.lock"))
+        except OSError as error:
+            stop(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
         with _locked(gate):
             server.start()
             fcntl.flock(users, fcntl.LOCK_SH)
