@@ -91,7 +91,9 @@ def run(commands: list[str], service: str, database_url: str) -> list[str]:
     """What each prints, run one after the other in one shell."""
     script = "".join(f"{command}\nprintf '\\036'\n" for command in commands).replace(BASE_URL, service)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "DATABASE_URL": database_url}
+    # Not as a part of the `make test` that may have started this.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    environment = {**outside, "PATH": path, "DATABASE_URL": database_url}
     done = subprocess.run(
         ["bash"], input=script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
