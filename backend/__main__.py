@@ -1,6 +1,7 @@
 """`python -m backend`: migrate, say where everything is, and serve."""
 
 import argparse
+import math
 import signal
 import socket
 import sys
@@ -43,8 +44,14 @@ def main() -> None:
         example = f"curl -i {where}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
         body = """-d '{"title": "Buy milk"}'"""
         print(f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example} {body}\n", flush=True)
+        # A request in flight may wait for its turn and then for the database.
+        grace = math.ceil(2 * settings.db_pool_timeout) + 1
         config = uvicorn.Config(
-            "backend.main:app", workers=arguments.workers, lifespan="on", log_config=None, timeout_graceful_shutdown=10
+            "backend.main:app",
+            workers=arguments.workers,
+            lifespan="on",
+            log_config=None,
+            timeout_graceful_shutdown=grace,
         )
         with suppress(KeyboardInterrupt):
             if arguments.workers > 1:

@@ -18,7 +18,6 @@ Parameter = str | int | bool | list[str] | None
 
 # A serverless database closes what lay idle for five minutes, and it is better not to be the one who finds out.
 RECYCLE_SECONDS = 240
-SETTLE_SECONDS = 60
 DEFAULTS = {
     "application_name": "task-service",
     "client_encoding": "utf8",
@@ -96,13 +95,13 @@ class Connection:
             self.close()
             raise
 
-    async def settle(self) -> None:
-        """Wait for the answer that came too late, so that the connection can be used again; else close it.
+    async def settle(self, deadline: float) -> None:
+        """Wait until `deadline` for an answer that is late, so that the connection can be used again; else close it.
 
         Nothing tells the server to stop: psycopg2's `cancel` keeps the whole process waiting for the network.
         """
         try:
-            await _ready(self._raw, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+            await _ready(self._raw, deadline)
         except (psycopg2.Error, TimeoutError, asyncio.CancelledError):
             self.close()
 
