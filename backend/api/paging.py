@@ -13,7 +13,7 @@ def links(request: Request, query: TaskQuery, next_cursor: str | None) -> str:
 
     The targets are relative to the host, whose name a service behind a proxy does not know.
     """
-    path = request.url.path
+    path = request.scope["path"]
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("offset", "cursor")]
     targets: list[tuple[str, str, str | int]] = []
     if "offset" in query.model_fields_set:

@@ -45,11 +45,10 @@ async def create_task(
 ) -> Response:
     """Create a task. The user needs no making: it comes with the first task."""
     row = await tasks.create(session, user_id, task, idempotency_key)
-    response = _task(row, 201)
-    response.headers["Location"] = f"{request.url.path}/{row.id}"
+    headers = {"Location": f"{request.scope['path']}/{row.id}"}
     if idempotency_key is not None and row.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+        headers["Idempotency-Replayed"] = "true"
+    return _task(row, 201, headers)
 
 
 async def list_tasks(
@@ -136,8 +135,8 @@ def routes(guards: Sequence[params.Depends] = ()) -> list[BaseRoute]:
     return router.routes
 
 
-def _task(row: TaskRow, status: int = 200) -> Response:
-    return Response(row.body, status, {"ETag": row.etag, **PRIVATE}, "application/json")
+def _task(row: TaskRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(row.body, status, {"ETag": row.etag, **PRIVATE, **(headers or {})}, "application/json")
 
 
 def _etags(header: str, *, weak: bool = True) -> list[str]:
