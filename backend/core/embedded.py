@@ -93,6 +93,7 @@ class _Server:
     def start(self) -> None:
         if self._answers():
             return
+        self._let_owner_pass()
         if not self._data.exists():
             self._create()
         if self._socket != self._data:
@@ -125,10 +126,13 @@ class _Server:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
             stop(f"{folder} belongs to somebody else")
+        if self._owner is not None:
+            os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
+
+    def _let_owner_pass(self) -> None:
         if self._owner is None:
             return
-        os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
-        for parent in {*folder.parents, *self._binaries.parents}:
+        for parent in {*self._data.parents, *self._socket.parents, *self._binaries.parents}:
             # To pass through, not to read.
             mode = stat.S_IMODE(parent.stat().st_mode)
             if not mode & stat.S_IXOTH:
