@@ -89,16 +89,15 @@ def test_every_string_is_a_search_that_finds_only_titles_with_it(client: httpx.C
             _is_refused(found, 422)
 
 
-def test_every_string_is_harmless_in_a_path(client: httpx.Client, tasks: str) -> None:
+def test_every_string_is_harmless_in_a_path(client: httpx.Client) -> None:
     answers = set()
     for text in NAUGHTY:
         marked = quote(MARK + text, safe="")
-        for method, path in (("GET", f"/api/{marked}/tasks"), ("PATCH", f"{tasks}/{marked}/complete")):
-            response = client.request(method, path)
-            # A slash makes it another path, even where it is escaped.
-            _is_refused(response, 404 if "/" in text else 422)
-            answers.add((method, response.status_code, response.content))
-    assert len(answers) == 4
+        response = client.patch(f"/api/{marked}/tasks/{marked}/complete")
+        # A slash makes it another path, even where it is escaped.
+        _is_refused(response, 404 if "/" in text else 422)
+        answers.add(response.content)
+    assert len(answers) == 2
 
 
 def test_every_string_is_harmless_in_headers(client: httpx.Client, tasks: str, task: str) -> None:

@@ -46,7 +46,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=50,
+    max_examples=40,
     # The same steps each time, so that nothing fails today that did not yesterday.
     derandomize=True,
     database=None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -60,18 +61,19 @@ def test_times_are_written_with_six_digits_in_utc(
 
 
 @pytest.fixture
-def oddly_set(empty_database_url: str) -> Iterator[httpx.Client]:
+def oddly_set(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Client]:
     """A client of a service on a database whose settings change how values are read and written."""
-    schema.upgrade(empty_database_url)
     odd = {
         "TimeZone": "Asia/Kathmandu",
         "DateStyle": "SQL, DMY",
         "IntervalStyle": "sql_standard",
         "bytea_output": "escape",
     }
-    [(name,)] = execute(empty_database_url, "SELECT current_database()")
+    # Before anybody, a pooler for one, has a session there.
+    name = urlsplit(empty_database_url).path.strip("/")
     for setting, value in odd.items():
-        execute(empty_database_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
+        execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    schema.upgrade(empty_database_url)
     assert execute(empty_database_url, "SHOW TimeZone") == [("Asia/Kathmandu",)]
     with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
         yield client
