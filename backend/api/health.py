@@ -30,8 +30,7 @@ REVISION = Statement("get revision", Revision, "SELECT version_num FROM alembic_
 @router.get("")
 async def health(session: SessionDep) -> Health:
     """Ready: the database answers and its schema is the one this version needs."""
-    revision = await session.fetch(REVISION, {}, effect="read")
-    if revision is None or revision.version != head():
+    if await session.fetch(REVISION, {}, effect="read") != [Revision(head())]:
         raise unavailable("The database's schema is missing or behind: run `alembic upgrade head`")
     return Health()
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response, params
+from pydantic_core import to_json
 from starlette.routing import BaseRoute
 
 from backend.api.paging import links
@@ -63,7 +64,7 @@ async def list_tasks(
         headers["Link"] = link
     if page.total is not None:
         headers["X-Total-Count"] = str(page.total)
-    return Response(page.body, media_type="application/json", headers=headers)
+    return Response(to_json([row.shown() for row in page.tasks]), media_type="application/json", headers=headers)
 
 
 async def get_task(
@@ -73,8 +74,8 @@ async def get_task(
     row = await tasks.get(session, user_id, task_id)
     if row is None:
         raise _no_such_task()
-    if if_none_match is not None and (if_none_match.strip() == "*" or row.etag in _etags(if_none_match)):
-        return Response(status_code=304, headers={"ETag": row.etag, **PRIVATE})
+    if if_none_match is not None and (if_none_match.strip() == "*" or str(row.version) in _tags(if_none_match)):
+        return Response(status_code=304, headers={"ETag": f'"{row.version}"', **PRIVATE})
     return _task(row)
 
 
@@ -136,17 +137,18 @@ def routes(guards: Sequence[params.Depends] = ()) -> list[BaseRoute]:
 
 
 def _task(row: TaskRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(row.body, status, {"ETag": row.etag, **PRIVATE, **(headers or {})}, "application/json")
+    known = {"ETag": f'"{row.version}"', **PRIVATE, **(headers or {})}
+    return Response(to_json(row.shown()), status, known, "application/json")
 
 
-def _etags(header: str, *, weak: bool = True) -> list[str]:
-    """The entity tags in a header (RFC 9110, section 8.8.3); a weak one as its strong twin, or left out."""
-    return [tag for prefix, tag in re.findall(r'(W/)?("[^"]*")', header) if weak or not prefix]
+def _tags(header: str, *, weak: bool = True) -> list[str]:
+    """What is in the entity tags of a header (RFC 9110, section 8.8.3); a weak one as its strong twin, or left out."""
+    return [tag for prefix, tag in re.findall(r'(W/)?"([^"]*)"', header) if weak or not prefix]
 
 
 def _expected(if_match: str | None) -> list[str] | None:
     # Strong comparison (RFC 9110, section 13.1.1); "*" asks for no more than that the task exists.
-    return None if if_match is None or if_match.strip() == "*" else _etags(if_match, weak=False)
+    return None if if_match is None or if_match.strip() == "*" else _tags(if_match, weak=False)
 
 
 async def _refusal(session: SessionDep, user_id: UUID, task_id: UUID, expected: list[str] | None) -> HTTPException:

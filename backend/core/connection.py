@@ -75,8 +75,8 @@ class Connection:
         """
         return time.monotonic() - self._opened < RECYCLE_SECONDS and not self._incoming.poll(0)
 
-    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> tuple[Any, ...] | None:
-        """Run one statement that returns rows; the first of them, or None.
+    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
+        """Run one statement that returns rows.
 
         Raises ConnectionLost where the answer never came, TimeoutError where it had not come by the `deadline` (then
         `settle` waits on), else what psycopg2 makes of PostgreSQL's error.
@@ -84,7 +84,7 @@ class Connection:
         try:
             self._cursor.execute(sql, parameters)
             await _ready(self._raw, deadline)
-            return self._cursor.fetchone()
+            return self._cursor.fetchall()
         except psycopg2.Error as error:
             # A fatal error may be here before the end of the connection that follows it.
             if self._raw.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):

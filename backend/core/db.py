@@ -51,8 +51,8 @@ class Session:
 
     async def fetch(
         self, statement: Statement[Row], parameters: Mapping[str, Parameter], *, effect: Effect
-    ) -> Row | None:
-        """Run `statement` in one round trip; its first row, or None where it has none.
+    ) -> list[Row]:
+        """Run `statement` in one round trip; its rows.
 
         A connection that breaks is replaced and the statement repeated once where that does no harm. Raises
         HTTPException 503 where the database cannot be reached, is too slow or lets go: its detail says whether
@@ -77,7 +77,7 @@ class Session:
 
     async def _in_turn(
         self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect
-    ) -> Row | None:
+    ) -> list[Row]:
         await self._turn()
         outcome, late = UNTOUCHED, False
         deadline = asyncio.get_running_loop().time() + self._timeout
@@ -86,8 +86,8 @@ class Session:
                 connection = await self._take(deadline)
                 before, outcome = outcome, UNTOUCHED if effect == "read" else DOUBTFUL
                 try:
-                    row = await connection.execute(statement.sql, parameters, deadline)
-                    return None if row is None else statement.row(*row)
+                    rows = await connection.execute(statement.sql, parameters, deadline)
+                    return [statement.row(*row) for row in rows]
                 except psycopg2.Error as error:
                     raise from_sqlstate(error, before) from error
                 except ConnectionLost as lost:

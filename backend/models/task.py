@@ -1,6 +1,6 @@
 """A task: its table, what clients send and get, and the statements over it, one for each operation."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -86,7 +86,7 @@ class Task(SQLModel):
 
     model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
 
-    # PostgreSQL writes this JSON, in this order: COLUMNS below.
+    # COLUMNS below come in this order.
     id: UUID
     user_id: UUID
     title: str
@@ -111,18 +111,28 @@ class TaskQuery(SQLModel):
 
 
 class TaskRow(NamedTuple):
-    """A task as JSON, its id and ETag, and whether its creation was a repeat."""
+    """A row of `tasks`: first what the API shows, as `Task` orders it; then what a statement says besides."""
 
     id: str
-    body: str
-    etag: str
+    user_id: str
+    title: str
+    description: str | None
+    completed: bool
+    created_at: str
+    updated_at: str
+    version: int
     replayed: bool = False
+    total: int | None = None
+
+    def shown(self) -> dict[str, object]:
+        """The fields of `Task`, ready to be written as JSON."""
+        return dict(zip(SHOWN, self, strict=False))
 
 
-class PageRow(NamedTuple):
-    """A page of tasks as a JSON array, the cursor of the next if there is one, and how many match if that was asked."""
+class Page(NamedTuple):
+    """Tasks, the cursor of the next page if there is one, and how many match in all if that was asked."""
 
-    body: str
+    tasks: list[TaskRow]
     next_cursor: str | None
     total: int | None
 
@@ -133,132 +143,121 @@ class Gone(NamedTuple):
     id: str
 
 
-COLUMNS = """id, user_id, title, description, completed,
-            to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
-            to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at"""
-PUBLIC = f"(SELECT row_to_json(public)::text FROM (SELECT {COLUMNS}) AS public)"
-ETAG = """'"' || version || '"'"""
-# The owner is part of every WHERE: a task of somebody else is a task that does not exist.
-THIS = f"""user_id = %(user_id)s AND id = %(id)s
-      AND (%(if_match)s::text[] IS NULL OR {ETAG} = ANY (%(if_match)s::text[]))"""
+SHOWN = tuple(Task.model_fields)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+COLUMNS = f"""id, user_id, title, description, completed, {TIME.format("created_at")}, {TIME.format("updated_at")},
+    version"""
 # Two writes within one microsecond, or a clock that steps back, still move `updated_at` on.
 WRITTEN = "version = version + 1, updated_at = greatest(now(), updated_at + interval '1 microsecond')"
+# The owner is part of every WHERE: a task of somebody else is a task that does not exist.
+OWNED = "user_id = %(user_id)s"
+THIS = f"{OWNED} AND id = %(id)s"
 
 CREATE = Statement(
     "create task",
     TaskRow,
-    f"""
-    WITH owner AS (INSERT INTO users (id) VALUES (%(user_id)s) ON CONFLICT DO NOTHING)
+    f"""WITH owner AS (INSERT INTO users (id) VALUES (%(user_id)s) ON CONFLICT DO NOTHING)
     INSERT INTO tasks (id, user_id, title, description, completed)
     VALUES (%(id)s, %(user_id)s, %(title)s, %(description)s, %(completed)s)
     ON CONFLICT (id) DO UPDATE SET id = excluded.id -- DO NOTHING would return no row to the loser of a race
-    RETURNING id, {PUBLIC}, {ETAG}, xmax <> 0
-    """,
+    RETURNING {COLUMNS}, xmax <> 0""",
 )
-GET = Statement("get task", TaskRow, f"SELECT id, {PUBLIC}, {ETAG} FROM tasks WHERE {THIS}")
-UPDATE = Statement(
-    "update task",
-    TaskRow,
-    f"""
-    UPDATE tasks
-    SET title = coalesce(%(title)s, title),
-        description = CASE WHEN %(describes)s THEN %(description)s ELSE description END,
-        completed = coalesce(%(completed)s, completed),
-        {WRITTEN}
-    WHERE {THIS}
-    RETURNING id, {PUBLIC}, {ETAG}
-    """,
-)
-TOGGLE = Statement(
-    "toggle task",
-    TaskRow,
-    f"""
-    UPDATE tasks SET completed = coalesce(%(completed)s, NOT completed), {WRITTEN}
-    WHERE {THIS}
-    RETURNING id, {PUBLIC}, {ETAG}
-    """,
-)
-DELETE = Statement("delete task", Gone, f"DELETE FROM tasks WHERE {THIS} RETURNING id")
-
-# psycopg2 sends the parameters as literals, so the planner drops every condition and count that was not asked for.
-MATCHING = """user_id = %(user_id)s
-      AND (%(completed)s IS NULL OR completed = %(completed)s)
-      AND (%(words)s IS NULL OR title ILIKE ALL (%(words)s::text[]))"""
-# A cursor is where the last task of a page stands: its creation in microseconds since 1970, and its id.
-LIST = Statement(
-    "list tasks",
-    PageRow,
-    f"""
-    WITH page AS (
-        SELECT * FROM tasks
-        WHERE {MATCHING}
-          AND (%(cursor)s IS NULL OR (created_at, id) < (
-               timestamptz 'epoch' + split_part(%(cursor)s, '-', 1)::bigint * interval '1 microsecond',
-               split_part(%(cursor)s, '-', 2)::uuid))
-        ORDER BY created_at DESC, id DESC
-        OFFSET %(offset)s LIMIT %(limit)s + 1
-    )
-    SELECT '[' || coalesce(array_to_string((array_agg(row_to_json(public)::text))[:%(limit)s], ','), '') || ']',
-           CASE WHEN count(*) > %(limit)s THEN
-               lpad((extract(epoch FROM (array_agg(created_at))[%(limit)s]::timestamptz) * 1e6)::bigint::text, 16, '0')
-               || '-' || replace((array_agg(id))[%(limit)s]::text, '-', '') END,
-           CASE WHEN %(total)s THEN (SELECT count(*) FROM tasks WHERE {MATCHING}) END
-    FROM (SELECT {COLUMNS} FROM page) AS public
-    """,
-)
+GET = Statement("get task", TaskRow, f"SELECT {COLUMNS} FROM tasks WHERE {THIS}")
 
 
 async def create(session: Session, user_id: UUID, task: TaskCreate, key: str | None) -> TaskRow:
     """Make a task and, before their first, its user; under a `key` used before, the task made then."""
     # The id is known before the statement is sent: whoever repeats it finds the task instead of making another.
     task_id = uuid4() if key is None else uuid5(user_id, key)
-    values = {"id": str(task_id), "user_id": str(user_id), **task.model_dump()}
-    row = await session.fetch(CREATE, values, effect="idempotent")
-    assert row is not None
+    [row] = await session.fetch(CREATE, {**_this(user_id, task_id), **task.model_dump()}, effect="idempotent")
     return row
 
 
-async def get(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None = None) -> TaskRow | None:
-    """The task, or None where this user has no such task or its ETag is not in `if_match`."""
-    return await session.fetch(GET, _this(user_id, task_id, if_match), effect="read")
+async def get(session: Session, user_id: UUID, task_id: UUID) -> TaskRow | None:
+    """The task, or None where this user has no such task."""
+    return _first(await session.fetch(GET, _this(user_id, task_id), effect="read"))
 
 
 async def update(
     session: Session, user_id: UUID, task_id: UUID, change: TaskUpdate, if_match: list[str] | None
 ) -> TaskRow | None:
-    """Change the fields that `change` names, and nothing at all where it names none; None as in `get`."""
+    """Change the fields that `change` names, and nothing at all where it names none.
+
+    None where this user has no such task, or one whose version is not in `if_match`.
+    """
     named = change.model_dump(exclude_unset=True)
     if not named:
-        return await get(session, user_id, task_id, if_match)
-    nothing = {"title": None, "description": None, "completed": None, "describes": "description" in named}
-    values = nothing | named | _this(user_id, task_id, if_match)
-    return await session.fetch(UPDATE, values, effect="once" if if_match else "idempotent")
+        row = await get(session, user_id, task_id)
+        return row if row is None or if_match is None or str(row.version) in if_match else None
+    statement = _write("update task", ", ".join(f"{field} = %({field})s" for field in named), if_match)
+    values = {**_this(user_id, task_id, if_match), **named}
+    return _first(await session.fetch(statement, values, effect="once" if if_match else "idempotent"))
 
 
 async def toggle(
     session: Session, user_id: UUID, task_id: UUID, completed: bool | None, if_match: list[str] | None
 ) -> TaskRow | None:
-    """Set the completion, or flip it where `completed` is None; None as in `get`."""
-    values = {"completed": completed, **_this(user_id, task_id, if_match)}
-    return await session.fetch(TOGGLE, values, effect="once" if completed is None or if_match else "idempotent")
+    """Set the completion, or flip it where `completed` is None; None as in `update`."""
+    statement = _write("toggle task", "completed = coalesce(%(completed)s, NOT completed)", if_match)
+    values = {**_this(user_id, task_id, if_match), "completed": completed}
+    flips = completed is None
+    return _first(await session.fetch(statement, values, effect="once" if flips or if_match else "idempotent"))
 
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
-    """Remove the task; False where `get` gives None."""
-    return await session.fetch(DELETE, _this(user_id, task_id, if_match), effect="once") is not None
+    """Remove the task; False where `update` gives None."""
+    statement = Statement("delete task", Gone, f"DELETE FROM tasks WHERE {_matching(if_match)} RETURNING id")
+    return bool(await session.fetch(statement, _this(user_id, task_id, if_match), effect="once"))
 
 
-async def page(session: Session, user_id: UUID, query: TaskQuery) -> PageRow:
+async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
     """One page of the user's tasks that match, newest first."""
-    words = [f"%{_literal(word)}%" for word in query.q.split()] if query.q is not None else None
-    row = await session.fetch(LIST, {"user_id": str(user_id), "words": words, **query.model_dump()}, effect="read")
-    assert row is not None
-    return row
+    values: dict[str, Parameter] = {"user_id": str(user_id), "offset": query.offset, "limit": query.limit}
+    conditions = [OWNED]
+    if query.completed is not None:
+        conditions.append("completed = %(completed)s")
+        values["completed"] = query.completed
+    if query.q is not None:
+        conditions.append("title ILIKE ALL (%(patterns)s::text[])")
+        values["patterns"] = [f"%{_literal(word)}%" for word in query.q.split()]
+    total = f"SELECT count(*) FROM tasks WHERE {' AND '.join(conditions)}"
+    if query.cursor is not None:
+        conditions.append("(created_at, id) < (timestamptz 'epoch' + %(created)s * interval '1 microsecond', %(id)s)")
+        created, values["id"] = query.cursor.split("-")
+        values["created"] = int(created)
+    sql = f"""SELECT {COLUMNS} FROM tasks WHERE {" AND ".join(conditions)}
+    ORDER BY created_at DESC, id DESC OFFSET %(offset)s LIMIT %(limit)s + 1"""
+    if query.total:
+        # An empty page has a total too; and one row on the left leaves the page in its order.
+        sql = f"SELECT page.*, false, total FROM ({total}) AS counted (total) LEFT JOIN ({sql}) AS page ON true"
+    rows = await session.fetch(Statement("list tasks", TaskRow, sql), values, effect="read")
+    tasks = [row for row in rows if row.id is not None][: query.limit]
+    return Page(tasks, _cursor(tasks[-1]) if len(rows) > query.limit else None, rows[0].total if rows else None)
 
 
-def _this(user_id: UUID, task_id: UUID, if_match: list[str] | None) -> dict[str, Parameter]:
+def _this(user_id: UUID, task_id: UUID, if_match: list[str] | None = None) -> dict[str, Parameter]:
     return {"user_id": str(user_id), "id": str(task_id), "if_match": if_match}
+
+
+def _matching(if_match: list[str] | None) -> str:
+    return THIS if if_match is None else f"{THIS} AND version::text = ANY (%(if_match)s::text[])"
+
+
+def _write(name: str, assignments: str, if_match: list[str] | None) -> Statement[TaskRow]:
+    sql = f"UPDATE tasks SET {assignments}, {WRITTEN} WHERE {_matching(if_match)} RETURNING {COLUMNS}"
+    return Statement(name, TaskRow, sql)
+
+
+def _first(rows: list[TaskRow]) -> TaskRow | None:
+    return rows[0] if rows else None
 
 
 def _literal(word: str) -> str:
     return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _cursor(last: TaskRow) -> str:
+    """Where the task stands in the list: its creation in microseconds since 1970, and its id."""
+    created = (datetime.fromisoformat(last.created_at) - EPOCH) // timedelta(microseconds=1)
+    return f"{created:016}-{UUID(last.id).hex}"
