@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 url = settings.database_url.get_secret_value()
             session = Session(url, settings.db_pool_size, settings.db_pool_timeout, traced=traced)
             stack.callback(session.close)
-            # Else each full garbage collection looks through all modules, and nobody is served for a twelfth of a second.
+            # Else a full garbage collection looks through all modules: nobody is served for a twelfth of a second.
             gc.freeze()
             yield {"session": session}
 

@@ -5,14 +5,13 @@ connection is always in autocommit, so that one statement is one round trip.
 """
 
 import asyncio
-import select
 import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Self
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_READ, connection, make_dsn, parse_dsn
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, make_dsn, parse_dsn
 
 Parameter = str | int | bool | list[str] | None
 
@@ -50,8 +49,11 @@ class Connection:
         self._raw = raw
         self._cursor = raw.cursor()
         self._opened = time.monotonic()
-        self._incoming = select.poll()
-        self._incoming.register(raw.fileno(), select.POLLIN)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
+        # For as long as the connection lives: to come and go with each statement would be six system calls more.
+        self._file = raw.fileno()
+        self._loop.add_reader(self._file, self._wake)
 
     @classmethod
     async def open(cls, dsn: str, deadline: float) -> Self:
@@ -60,7 +62,7 @@ class Connection:
             async with asyncio.timeout_at(deadline):
                 raw = psycopg2.connect(await _with_addresses(dsn), async_=True)
                 try:
-                    await _ready(raw, deadline)
+                    await _connected(raw)
                 except BaseException:
                     raw.close()
                     raise
@@ -69,11 +71,8 @@ class Connection:
         return cls(raw)
 
     def is_usable(self) -> bool:
-        """Whether it is young and was not closed from the other side while it lay idle; costs no round trip.
-
-        PostgreSQL says nothing unasked but its farewell, so an idle connection with something to read is lost.
-        """
-        return time.monotonic() - self._opened < RECYCLE_SECONDS and not self._incoming.poll(0)
+        """Whether it is young and was not closed from the other side while it lay idle; costs no round trip."""
+        return not self.closed and time.monotonic() - self._opened < RECYCLE_SECONDS
 
     async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
         """Run one statement that returns rows.
@@ -83,7 +82,7 @@ class Connection:
         """
         try:
             self._cursor.execute(sql, parameters)
-            await _ready(self._raw, deadline)
+            await self._answered(deadline)
             return self._cursor.fetchall()
         except psycopg2.Error as error:
             # A fatal error may be here before the end of the connection that follows it.
@@ -101,14 +100,38 @@ class Connection:
         Nothing tells the server to stop: psycopg2's `cancel` keeps the whole process waiting for the network.
         """
         try:
-            await _ready(self._raw, deadline)
+            await self._answered(deadline)
         except (psycopg2.Error, TimeoutError, asyncio.CancelledError):
             self.close()
 
     def close(self) -> None:
         """Close the connection; does not fail."""
-        self.closed = True
-        self._raw.close()
+        if not self.closed:
+            self.closed = True
+            self._loop.remove_reader(self._file)
+            self._raw.close()
+
+    async def _answered(self, deadline: float) -> None:
+        """Wait until the statement is done; raises TimeoutError at the `deadline`."""
+        while (state := self._raw.poll()) != POLL_OK:
+            self._waiting = waiting = self._loop.create_future()
+            timer = self._loop.call_at(deadline, _expire, waiting)
+            if state == POLL_WRITE:
+                self._loop.add_writer(self._file, self._wake)
+            try:
+                await waiting
+            finally:
+                timer.cancel()
+                if state == POLL_WRITE:
+                    self._loop.remove_writer(self._file)
+                self._waiting = None
+
+    def _wake(self) -> None:
+        if self._waiting is None:
+            # PostgreSQL says nothing unasked but its farewell.
+            self.close()
+        elif not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 async def _with_addresses(dsn: str) -> str:
@@ -124,32 +147,19 @@ async def _with_addresses(dsn: str) -> str:
     return make_dsn(dsn, host=",".join([host] * len(addresses)), hostaddr=",".join(addresses))
 
 
-async def _ready(raw: connection, deadline: float) -> None:
-    """Wait until `raw` has done what it was asked to; raises TimeoutError at the `deadline`."""
+async def _connected(raw: connection) -> None:
     loop = asyncio.get_running_loop()
     while (state := raw.poll()) != POLL_OK:
-        ready = loop.create_future()
-        file = raw.fileno()
-        timer = loop.call_at(deadline, _expire, ready)
-        if state == POLL_READ:
-            loop.add_reader(file, _wake, ready)
-        else:
-            loop.add_writer(file, _wake, ready)
+        # From one address to the next libpq changes the socket, but not always its number.
+        file, ready = raw.fileno(), asyncio.Event()
+        reads = state == POLL_READ
+        (loop.add_reader if reads else loop.add_writer)(file, ready.set)
         try:
-            await ready
+            await ready.wait()
         finally:
-            timer.cancel()
-            if state == POLL_READ:
-                loop.remove_reader(file)
-            else:
-                loop.remove_writer(file)
+            (loop.remove_reader if reads else loop.remove_writer)(file)
 
 
-def _expire(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_exception(TimeoutError())
-
-
-def _wake(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)
+def _expire(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
