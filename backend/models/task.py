@@ -13,7 +13,7 @@ from backend.core.db import Session, Statement
 from backend.core.types import Completed, Cursor, Description, Limit, Offset, QueryFlag, SearchWords, Timestamp, Title
 
 MICROSECONDS_NOW = text("(extract(epoch from now()) * 1000000)::bigint")
-NEWEST_FIRST = (text("created_at DESC"), text("id DESC"))
+LATEST = (text("created_at DESC"), text("id DESC"))
 
 
 EXAMPLE: JsonDict = {
@@ -37,8 +37,8 @@ class TaskTable(SQLModel, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint("title <> ''", name="title_not_empty"),
-        Index("ix_tasks_user_id_created_at_id", "user_id", *NEWEST_FIRST),
-        Index("ix_tasks_user_id_completed_created_at_id", "user_id", "completed", *NEWEST_FIRST),
+        Index("ix_tasks_user_id_created_at_id", "user_id", *LATEST),
+        Index("ix_tasks_user_id_completed_created_at_id", "user_id", "completed", *LATEST),
     )
 
     id: UUID = Field(primary_key=True)
@@ -150,6 +150,7 @@ COLUMNS = f"""id, user_id, title, description, completed, {TIME.format("created_
     version"""
 # Two writes within one microsecond, or a clock that steps back, still move `updated_at` on.
 WRITTEN = "version = version + 1, updated_at = greatest(now(), updated_at + interval '1 microsecond')"
+NEWEST_FIRST = "ORDER BY created_at DESC, id DESC"
 # The owner is part of every WHERE: a task of somebody else is a task that does not exist.
 OWNED = "user_id = %(user_id)s"
 THIS = f"{OWNED} AND id = %(id)s"
@@ -221,16 +222,19 @@ async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
     if query.q is not None:
         conditions.append("title ILIKE ALL (%(patterns)s::text[])")
         values["patterns"] = [f"%{_literal(word)}%" for word in query.q.split()]
-    total = f"SELECT count(*) FROM tasks WHERE {' AND '.join(conditions)}"
+    matching = " AND ".join(conditions)
+    count = f"SELECT count(*) AS total FROM tasks WHERE {matching}"
     if query.cursor is not None:
-        conditions.append("(created_at, id) < (timestamptz 'epoch' + %(created)s * interval '1 microsecond', %(id)s)")
+        matching += " AND (created_at, id) < (timestamptz 'epoch' + %(created)s * interval '1 microsecond', %(id)s)"
         created, values["id"] = query.cursor.split("-")
         values["created"] = int(created)
-    sql = f"""SELECT {COLUMNS} FROM tasks WHERE {" AND ".join(conditions)}
-    ORDER BY created_at DESC, id DESC OFFSET %(offset)s LIMIT %(limit)s + 1"""
+    wanted = f"SELECT * FROM tasks WHERE {matching} {NEWEST_FIRST} OFFSET %(offset)s LIMIT %(limit)s + 1"
+    # COLUMNS stand outside: within, PostgreSQL would write the times of all tasks that an offset leaves out.
+    sql = f"SELECT {COLUMNS} FROM ({wanted}) AS wanted {NEWEST_FIRST}"
     if query.total:
-        # An empty page has a total too; and one row on the left leaves the page in its order.
-        sql = f"SELECT page.*, false, total FROM ({total}) AS counted (total) LEFT JOIN ({sql}) AS page ON true"
+        # An empty page has a total too.
+        both = f"({count}) AS counted LEFT JOIN ({wanted}) AS wanted ON true"
+        sql = f"SELECT {COLUMNS}, false, total FROM {both} {NEWEST_FIRST}"
     rows = await session.fetch(Statement("list tasks", TaskRow, sql), values, effect="read")
     tasks = [row for row in rows if row.id is not None][: query.limit]
     return Page(tasks, _cursor(tasks[-1]) if len(rows) > query.limit else None, rows[0].total if rows else None)
