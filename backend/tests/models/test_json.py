@@ -1,4 +1,4 @@
-"""PostgreSQL writes the JSON of tasks: byte for byte what the response model would write."""
+"""The JSON of tasks is, byte for byte, what the response model would write."""
 
 from collections.abc import Iterator
 from datetime import datetime
