@@ -5,12 +5,12 @@ import math
 import signal
 import socket
 import sys
-from contextlib import nullcontext, suppress
+import threading
+from contextlib import nullcontext
 from uuid import uuid4
 
 import psycopg2
 import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
 from uvicorn.supervisors import Multiprocess
 
 from backend.core import embedded, schema
@@ -29,11 +29,14 @@ def main() -> None:
     try:
         family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
         listening = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
-    except OSError as error:
-        stop(f"HOST and PORT: nothing can listen on {arguments.host}:{arguments.port}, {error.strerror}")
+    except (OSError, OverflowError) as error:
+        stop(f"HOST and PORT: nothing can listen on {arguments.host}:{arguments.port}, {error}")
     configure_logging(settings)
-    # uvicorn stops at a SIGTERM and then sends it again, to a process that has yet to give back its database.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    # A signal never interrupts: while the database starts it would leave it running, and uvicorn, which stops at one,
+    # sends it again to a process that has yet to give back its database.
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         migrate(database_url)
@@ -52,12 +55,14 @@ def main() -> None:
             lifespan="on",
             log_config=None,
             timeout_graceful_shutdown=grace,
+            ws="none",
         )
-        with suppress(KeyboardInterrupt):
-            if arguments.workers > 1:
-                Multiprocess(config, [listening]).run()
-            else:
-                uvicorn.Server(config).run([listening])
+        if stopping.is_set():
+            return
+        if arguments.workers > 1:
+            Multiprocess(config, [listening]).run()
+        else:
+            uvicorn.Server(config).run([listening])
 
 
 def migrate(database_url: str) -> None:
@@ -66,8 +71,8 @@ def migrate(database_url: str) -> None:
         schema.upgrade(database_url)
     except psycopg2.OperationalError as error:
         print(f"Not migrated, the database cannot be reached: {' '.join(str(error).split())}", file=sys.stderr)
-    except SQLAlchemyError as error:
-        stop(f"the migration failed: {' '.join(str(error.args[0]).split())}")
+    except Exception as error:  # noqa: BLE001  # whatever it is, what serves without its schema serves nobody
+        stop(f"the migration failed: {' '.join(str(next(iter(error.args), error)).split())}")
 
 
 if __name__ == "__main__":

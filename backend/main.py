@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from backend.api import docs, health, tasks
 from backend.core import embedded, errors, schema
-from backend.core.config import Settings, load_settings
+from backend.core.config import STARTUP_FAILURE, Settings, load_settings
 from backend.core.cors import Cors
 from backend.core.db import Session
 from backend.core.request_log import Lines, RequestLog, configure_logging
@@ -48,7 +48,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             logger.warning("AUTHENTICATION IS OFF: whoever reaches this service sees every task (AUTH_JWKS_URL)")
         with ExitStack() as stack:
             if settings.database_url is None:
-                url = stack.enter_context(embedded.postgres())
+                try:
+                    url = stack.enter_context(embedded.postgres())
+                except SystemExit:
+                    # Starlette and uvicorn would print a traceback below the line that says it all.
+                    os._exit(STARTUP_FAILURE)
                 schema.upgrade(url)
             else:
                 url = settings.database_url.get_secret_value()
@@ -63,6 +67,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1.0.0",
         lifespan=lifespan,
         redoc_url=None,
+        # A redirect would name a scheme and a host that a service behind a proxy does not know.
+        redirect_slashes=False,
         telemetry={"tracing": traced, "metrics": traced, "logs": traced, "exclude": _is_probe},
         generate_unique_id_function=lambda route: route.name,
     )

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 from fastapi import APIRouter
 from sqlmodel import SQLModel
 
+from backend.api.responses import ALWAYS
 from backend.core.db import SessionDep, Statement
-from backend.core.errors import unavailable
+from backend.core.errors import SCHEMA, unavailable
 from backend.core.schema import head
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -27,14 +28,16 @@ class Revision(NamedTuple):
 REVISION = Statement("get revision", Revision, "SELECT version_num FROM alembic_version")
 
 
-@router.get("")
+@router.head("", include_in_schema=False)
+@router.get("", responses={503: ALWAYS[503]})
 async def health(session: SessionDep) -> Health:
     """Ready: the database answers and its schema is the one this version needs."""
     if await session.fetch(REVISION, {}, effect="read") != [Revision(head())]:
-        raise unavailable("The database's schema is missing or behind: run `alembic upgrade head`")
+        raise unavailable(SCHEMA)
     return Health()
 
 
+@router.head("/live", include_in_schema=False)
 @router.get("/live")
 async def live() -> Health:
     """Alive: the process runs. Asks the database nothing, so that a probe does not keep a sleeping one awake."""

@@ -4,7 +4,6 @@ from urllib.parse import urlencode
 
 from fastapi import Request
 
-from backend.core.types import MAX_OFFSET
 from backend.models.task import TaskQuery
 
 
@@ -13,14 +12,14 @@ def links(request: Request, query: TaskQuery, next_cursor: str | None) -> str:
 
     The targets are relative to the host, whose name a service behind a proxy does not know.
     """
-    path = request.scope["path"]
+    path = request.scope["raw_path"].decode()
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("offset", "cursor")]
     targets: list[tuple[str, str, str | int]] = []
     if "offset" in query.model_fields_set:
         targets.append(("first", "offset", 0))
         if query.offset > 0:
             targets.append(("prev", "offset", max(0, query.offset - query.limit)))
-        if next_cursor is not None and query.offset + query.limit <= MAX_OFFSET:
+        if next_cursor is not None:
             targets.append(("next", "offset", query.offset + query.limit))
     elif next_cursor is not None:
         targets.append(("next", "cursor", next_cursor))

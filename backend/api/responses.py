@@ -54,7 +54,11 @@ ALWAYS: Responses = {
         **{"Retry-After": _header("Seconds to wait.", "integer")},
     ),
 }
-WITH_BODY: Responses = {400: _problem("The body is not JSON."), 413: _problem("The body is larger than 64 KiB.")}
+WITH_BODY: Responses = {
+    400: _problem("The body is not JSON."),
+    408: _problem("The body did not arrive within ten seconds."),
+    413: _problem("The body is larger than 64 KiB."),
+}
 ONE_TASK: Responses = {404: _problem("This user has no such task.")}
 CONDITIONAL: Responses = {412: _problem("The task has another `ETag` than `If-Match` says; nothing was changed.")}
 GUARDED: Responses = {

@@ -46,7 +46,7 @@ async def create_task(
 ) -> Response:
     """Create a task. The user needs no making: it comes with the first task."""
     row = await tasks.create(session, user_id, task, idempotency_key)
-    headers = {"Location": f"{request.scope['path']}/{row.id}"}
+    headers = {"Location": f"{request.scope['raw_path'].decode()}/{row.id}"}
     if idempotency_key is not None and row.replayed:
         headers["Idempotency-Replayed"] = "true"
     return _task(row, 201, headers)

@@ -26,7 +26,7 @@ FETCH_TIMEOUT_SECONDS = 5
 REFRESH_SECONDS = 300
 # Between two fetches: a rotated-in key works within this time, and forged key ids cause no more fetches than this.
 PAUSE_SECONDS = 30
-PAUSE_WITHOUT_KEYS_SECONDS = 1
+PAUSE_AFTER_FAILURE_SECONDS = 1
 REMEMBER_SECONDS = 60
 REMEMBER_TOKENS = 10_000
 
@@ -38,14 +38,15 @@ class KeySet:
         self._url = url
         self._keys: dict[str, jwt.PyJWK] = {}
         self._tried = self._asked = -float("inf")
+        self._complete = False
         self._fetch: asyncio.Task[None] | None = None
         # Once: it takes 20 ms, in which nobody is served.
         self._tls = httpx.create_ssl_context()
 
     async def get(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None where the issuer has none of this id. Raises 503 where no key could be fetched yet.
+        """The key, or None where the issuer has none of this id. Raises 503 where it could not be asked.
 
-        Who has a key never waits for the issuer.
+        Whose key is known never waits for the issuer.
         """
         now = time.monotonic()
         if key_id in self._keys:
@@ -53,14 +54,15 @@ class KeySet:
                 self._start_fetch()
         else:
             # Only fetches for unknown keys count here, or a key rotated in after a refresh would have to wait.
-            if now - self._asked > (PAUSE_SECONDS if self._keys else PAUSE_WITHOUT_KEYS_SECONDS):
+            if now - self._asked > (PAUSE_SECONDS if self._complete else PAUSE_AFTER_FAILURE_SECONDS):
                 self._asked = now
                 self._start_fetch()
             if self._fetch is not None:
                 await asyncio.shield(self._fetch)
-        if not self._keys:
+        key = self._keys.get(key_id)
+        if key is None and not self._complete:
             raise unavailable("The issuer of tokens cannot be reached")
-        return self._keys.get(key_id)
+        return key
 
     def _start_fetch(self) -> None:
         if self._fetch is None:
@@ -74,8 +76,9 @@ class KeySet:
             keys = dict(filter(None, map(_usable, published)))
             if not keys:
                 raise ValueError("it has no usable key")
-            self._keys = keys
+            self._keys, self._complete = keys, True
         except Exception as error:  # noqa: BLE001  # whatever an issuer sends, the keys we have are kept
+            self._complete = False
             logger.warning("the JWKS could not be fetched, %d keys are kept: %r", len(self._keys), error)
         finally:
             self._fetch = None

@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Literal, NoReturn, Self
 
 import psycopg2
-from psycopg2.extensions import parse_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -21,9 +21,22 @@ def _origins(value: object) -> object:
     if not isinstance(value, str):
         return value
     origins = [item.strip() for item in value.split(",") if item.strip()]
-    if not all(re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in origins):
+    if not all(re.fullmatch(r"\*|https?://[^/?#\s]+", origin) for origin in origins):
         raise ValueError("must be origins like https://app.example.com, separated by commas, none with a path")
     return origins
+
+
+def _understands(url: str) -> bool:
+    """Whether libpq takes each option of `url`; it looks at most of them only when it connects: here, to nowhere."""
+    hosts = parse_dsn(url).get("host", "").split(",")
+    for host in hosts:
+        if not host.startswith("/"):
+            host.encode("idna")
+    try:
+        psycopg2.connect(make_dsn(url, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
+    except psycopg2.OperationalError as error:
+        return str(error).startswith("connection to server")
+    return True
 
 
 def _libpq_url(value: object) -> object:
@@ -31,10 +44,12 @@ def _libpq_url(value: object) -> object:
         if not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql:// or postgres://")
         try:
-            parse_dsn(value)
-        except psycopg2.Error:
+            understood = _understands(value)
+        except (psycopg2.Error, UnicodeError):
+            understood = False
+        if not understood:
             # libpq's own message may quote a part of the password.
-            raise ValueError("is not a connection string that PostgreSQL understands") from None
+            raise ValueError("is not a connection string that PostgreSQL understands")
     return value
 
 

@@ -5,6 +5,7 @@ connection is always in autocommit, so that one statement is one round trip.
 """
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -94,14 +95,14 @@ class Connection:
             self.close()
             raise
 
-    async def settle(self, deadline: float) -> None:
-        """Wait until `deadline` for an answer that is late, so that the connection can be used again; else close it.
+    async def settle(self) -> None:
+        """Wait for an answer that is late, so that the connection can be used again; close it where none will come.
 
         Nothing tells the server to stop: psycopg2's `cancel` keeps the whole process waiting for the network.
         """
         try:
-            await self._answered(deadline)
-        except (psycopg2.Error, TimeoutError, asyncio.CancelledError):
+            await self._answered(math.inf)
+        except (psycopg2.Error, asyncio.CancelledError):
             self.close()
 
     def close(self) -> None:

@@ -15,9 +15,6 @@ from backend.core.errors import DOUBTFUL, UNTOUCHED, from_sqlstate, unavailable
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer(__name__)
 
-# How many timeouts a late statement keeps its turn, so that a slow database is not asked for ever more.
-SETTLE_TIMEOUTS = 3
-
 Row = TypeVar("Row", bound=NamedTuple)
 
 
@@ -108,7 +105,8 @@ class Session:
             raise unavailable("The database did not answer in time", outcome) from None
         finally:
             if late:
-                # The turn ends with the statement, not with the request.
+                # The turn ends with the statement, not with the request: closing the connection would not end it, and a
+                # slow database would be asked for ever more.
                 settling = asyncio.create_task(self._settle(connection))
                 self._settling.add(settling)
                 settling.add_done_callback(self._settling.discard)
@@ -128,7 +126,7 @@ class Session:
             raise unavailable("All connections to the database are busy") from None
 
     async def _settle(self, connection: Connection) -> None:
-        await connection.settle(asyncio.get_running_loop().time() + SETTLE_TIMEOUTS * self._timeout)
+        await connection.settle()
         self._give_back(connection)
         self._turns.release()
 

@@ -43,10 +43,10 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
             gate, users = (locks.enter_context(open(folder / name, "w")) for name in ("start.lock", "users.lock"))
         except OSError as error:
             stop(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
-        with _locked(gate):
-            server.start()
-            fcntl.flock(users, fcntl.LOCK_SH)
         try:
+            with _locked(gate):
+                fcntl.flock(users, fcntl.LOCK_SH)
+                server.start()
             yield server.url
         finally:
             with _locked(gate):
@@ -88,7 +88,9 @@ class _Server:
         if len(os.fsencode(self._data)) > LONGEST_SOCKET_FOLDER:
             name = hashlib.sha256(os.fsencode(self._data)).hexdigest()[:16]
             self._socket = Path(tempfile.gettempdir()) / f"task-service-{name}"
-        self.url = f"postgresql:///postgres?user=postgres&host={quote(str(self._socket), safe='')}"
+        # In full, so that nothing of it comes from the environment, where PG* may speak of another server.
+        here = quote(str(self._socket), safe="")
+        self.url = f"postgresql:///postgres?user=postgres&host={here}&hostaddr=&port=5432&channel_binding=prefer"
 
     def start(self) -> None:
         if self._answers():
@@ -103,7 +105,8 @@ class _Server:
         self._run("pg_ctl", self._data, "--wait", "--timeout=60", f"--log={self._log}", f"--options={options}", "start")
 
     def stop(self) -> None:
-        self._run("pg_ctl", self._data, "--wait", "--mode=fast", "stop")
+        if (self._data / "postmaster.pid").exists():
+            self._run("pg_ctl", self._data, "--wait", "--mode=fast", "stop")
 
     def _create(self) -> None:
         # Under another name until it is complete, for who is interrupted here.
@@ -124,7 +127,7 @@ class _Server:
 
     def _own(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
+        if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
             stop(f"{folder} belongs to somebody else")
         if self._owner is not None:
             os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
@@ -149,6 +152,9 @@ class _Server:
                 stdout=output,
                 stderr=output,
                 cwd="/",
+                env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+                # Else a Ctrl-C, which goes to the whole group, would end it in the middle.
+                start_new_session=True,
                 user=owner and owner.pw_uid,
                 group=owner and owner.pw_gid,
                 extra_groups=owner and [],

@@ -14,12 +14,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 UNTOUCHED = "nothing was written"
+SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 DOUBTFUL = "it may have been written or not"
 
 # SQLSTATE classes (PostgreSQL, appendix A) that speak of the server's state and not of the statement: connection,
-# resources, operator intervention; and a server that is read-only while another takes over.
-_UNAVAILABLE_CLASSES = ("08", "53", "57")
+# a conflict with other transactions, resources, locks, operator intervention, the system; and a server that is
+# read-only while another takes over.
+_UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 _READ_ONLY = "25006"
+# pydantic's sentence for a UUID quotes a character of the input; that for a body speaks of Python.
+_MESSAGES = {
+    "uuid_parsing": "Input should be a valid UUID",
+    "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
+}
 _SCHEMA_MISSING = ("42P01", "42703", "3F000")
 
 
@@ -42,7 +49,7 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     """What a client is told of an error PostgreSQL answered with: 503, or the error itself (a bug, so 500)."""
     code = error.pgcode or ""
     if code in _SCHEMA_MISSING:
-        return unavailable("The database's schema is missing or behind: run `alembic upgrade head`", outcome)
+        return unavailable(SCHEMA, outcome)
     if code.startswith(_UNAVAILABLE_CLASSES) or code == _READ_ONLY:
         return unavailable("The database cannot answer now", outcome)
     return error
@@ -73,14 +80,11 @@ def _allowed(request: Request) -> str:
 async def _unprocessable(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors: Sequence[dict[str, object]] = error.errors()
-    if any(e["type"] == "json_invalid" for e in errors):
-        return _problem(400, "The body is not valid JSON.")
     return _problem(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in errors])
 
 
 def _message(error: dict[str, object]) -> object:
-    # pydantic's sentence for a UUID quotes a character of the input.
-    return "Input should be a valid UUID" if error["type"] == "uuid_parsing" else error["msg"]
+    return _MESSAGES.get(str(error["type"]), error["msg"])
 
 
 class InternalErrors:

@@ -6,6 +6,7 @@ request is this one. Endpoints and dependencies are coroutines, a dependency tak
 query is one model, the body is another, and an endpoint returns a `Response`.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -18,10 +19,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 10
 
 
 class Route(APIRoute):
-    """As APIRoute, with bodies in strict JSON of 64 KiB at most: 400 and 413 otherwise, 422 for what is not valid."""
+    """As APIRoute, with bodies in strict JSON of 64 KiB at most that arrive within ten seconds.
+
+    400, 413 and 408 otherwise, 422 for what is not valid.
+    """
 
     def __init__(self, path: str, endpoint: Callable[..., Coroutine[Any, Any, Response]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
@@ -73,11 +78,14 @@ async def _body(request: Request) -> object:
     body = b""
     if size <= MAX_BODY_BYTES:
         try:
-            async for chunk in request.stream():
-                body += chunk
-                size = len(body)
-                if size > MAX_BODY_BYTES:
-                    break
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    size = len(body)
+                    if size > MAX_BODY_BYTES:
+                        break
+        except TimeoutError:
+            raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
         except ClientDisconnect:
             raise HTTPException(400, "The body was cut off.") from None
     if size > MAX_BODY_BYTES:

@@ -33,7 +33,8 @@ def connect(url: str) -> connection:
 def upgrade(url: str) -> None:
     """Bring the database at `url` to `head()`; quick where it is there already.
 
-    Raises psycopg2.OperationalError where it cannot be reached, SQLAlchemyError where a migration fails.
+    Raises psycopg2.OperationalError where it cannot be reached, and what Alembic or SQLAlchemy make of a migration that
+    fails or of a revision that this version does not know.
     """
     opened = connect(url)
     try:

@@ -161,7 +161,8 @@ CREATE = Statement(
     f"""WITH owner AS (INSERT INTO users (id) VALUES (%(user_id)s) ON CONFLICT DO NOTHING)
     INSERT INTO tasks (id, user_id, title, description, completed)
     VALUES (%(id)s, %(user_id)s, %(title)s, %(description)s, %(completed)s)
-    ON CONFLICT (id) DO UPDATE SET id = excluded.id -- DO NOTHING would return no row to the loser of a race
+    -- DO NOTHING would return no row to the loser of a race.
+    ON CONFLICT (id) DO UPDATE SET id = excluded.id WHERE tasks.user_id = excluded.user_id
     RETURNING {COLUMNS}, xmax <> 0""",
 )
 GET = Statement("get task", TaskRow, f"SELECT {COLUMNS} FROM tasks WHERE {THIS}")

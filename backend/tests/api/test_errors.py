@@ -22,8 +22,8 @@ METHODS = {
     TASKS: {"GET", "POST"},
     TASK: {"GET", "PUT", "DELETE"},
     COMPLETE: {"PATCH"},
-    "/health": {"GET"},
-    "/health/live": {"GET"},
+    "/health": {"GET", "HEAD"},
+    "/health/live": {"GET", "HEAD"},
     "/openapi.json": {"GET", "HEAD"},
     "/docs": {"GET"},
     "/redoc": {"GET"},
@@ -68,7 +68,7 @@ def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str)
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/api", f"/api/{uuid4()}", f"{TASK}/incomplete", f"{COMPLETE}/x", "/health/x", "/%00", "/a//b"]
+    "path", ["/nothing", "/api", f"/api/{uuid4()}", f"{TASK}/incomplete", f"{COMPLETE}/x", "/health/x", "/%00", "/a//b", f"{TASKS}/"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
 def test_an_unknown_path_is_404(client: httpx.Client, method: str, path: str) -> None:

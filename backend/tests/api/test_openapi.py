@@ -13,11 +13,11 @@ TASKS = "/api/{user_id}/tasks"
 TASK = "/api/{user_id}/tasks/{task_id}"
 OPERATIONS = {
     ("get", TASKS): ("list_tasks", {"200", "422", "503"}),
-    ("post", TASKS): ("create_task", {"201", "400", "413", "422", "503"}),
+    ("post", TASKS): ("create_task", {"201", "400", "408", "413", "422", "503"}),
     ("get", TASK): ("get_task", {"200", "304", "404", "422", "503"}),
-    ("put", TASK): ("update_task", {"200", "400", "404", "412", "413", "422", "503"}),
+    ("put", TASK): ("update_task", {"200", "400", "404", "408", "412", "413", "422", "503"}),
     ("delete", TASK): ("delete_task", {"204", "404", "412", "422", "503"}),
-    ("patch", f"{TASK}/complete"): ("toggle_task", {"200", "400", "404", "412", "413", "422", "503"}),
+    ("patch", f"{TASK}/complete"): ("toggle_task", {"200", "400", "404", "408", "412", "413", "422", "503"}),
 }
 
 

@@ -118,10 +118,10 @@ def visit(api: httpx.Client, issuer: Issuer, key: Key | None = None) -> int:
     return ask(api, issuer, key).status_code
 
 
-def wait_for_the_fetch(api: httpx.Client, issuer: Issuer) -> None:
+def wait_for_the_fetch(api: httpx.Client, issuer: Issuer, status: int = 401) -> None:
     """Wait until a fetch in the background is over: who comes with an unknown key waits for it."""
     assert issuer.asked.acquire(timeout=PATIENCE)
-    assert visit(api, issuer, Key()) == 401
+    assert visit(api, issuer, Key()) == status
 
 
 def test_keys_that_are_known_are_not_fetched_again(api: httpx.Client, issuer: Issuer, clock: Clock) -> None:
@@ -205,12 +205,24 @@ def test_keys_are_kept_whatever_becomes_of_the_issuer(
     issuer.answer = answer
     clock.forward(10_000)
     assert visit(api, issuer) == 200
-    wait_for_the_fetch(api, issuer)
+    wait_for_the_fetch(api, issuer, 503)
     assert visit(api, issuer) == 200
     issuer.answer = None
     issuer.keys.append(Key())
     clock.forward(60)
     assert [visit(api, issuer, key) for key in issuer.keys] == [200, 200]
+
+
+def test_a_new_key_is_not_judged_while_the_issuer_is_away(api: httpx.Client, issuer: Issuer, clock: Clock) -> None:
+    issuer.keys.append(Key())
+    issuer.answer = hang_up
+    clock.forward(60)
+    refused = ask(api, issuer, issuer.keys[-1])
+    assert_problem(refused, 503)
+    issuer.answer = None
+    clock.forward(int(refused.headers["Retry-After"]) + 0.1)
+    assert visit(api, issuer, issuer.keys[-1]) == 200
+    assert visit(api, issuer, Key()) == 401
 
 
 @pytest.mark.parametrize("answer", GONE_WRONG.values(), ids=GONE_WRONG)
@@ -253,7 +265,7 @@ def test_a_redirect_is_not_followed(api: httpx.Client, issuer: Issuer, clock: Cl
     with publishing() as elsewhere:
         issuer.answer = reply(302, b"", Location=f"{elsewhere.url}/jwks")
         clock.forward(10_000)
-        assert visit(api, issuer, elsewhere.keys[0]) == 401
+        assert visit(api, issuer, elsewhere.keys[0]) == 503
         assert issuer.fetches == 1
         assert elsewhere.fetches == 0
 
