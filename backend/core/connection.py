@@ -86,8 +86,7 @@ class Connection:
             await self._answered(deadline)
             return self._cursor.fetchall()
         except psycopg2.Error as error:
-            # A fatal error may be here before the end of the connection that follows it.
-            if self._raw.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC"):
+            if self._raw.closed:
                 self.close()
                 raise ConnectionLost(error) from error
             raise

@@ -23,7 +23,7 @@ Goodbye = Literal["FIN", "farewell", "RST"]
 """How a connection ends: in silence, with the message of a server that shuts down, or as if the server had vanished."""
 Cut = Literal["before the statement", "before the answer", "in the answer"]
 """Where a connection breaks. In the last two cases the server has carried the statement out to its end."""
-Fault = Cut | Literal["silence before the end of the answer"]
+Fault = Cut | Literal["silence before the end of the answer", "farewell"]
 
 # PostgreSQL docs, "Message Formats": what a client may send before, or instead of, its StartupMessage.
 CANCEL, SSL, GSS = (struct.pack("!i", code) for code in (80877102, 80877103, 80877104))
@@ -128,6 +128,8 @@ class _Connection:
 
     def __init__(self, proxy: Proxy, reader: StreamReader, writer: StreamWriter) -> None:
         self.idle = False
+        self.asked = 0
+        """How many messages the client has sent."""
         self._proxy = proxy
         self._reader = reader
         self._writer = writer
@@ -180,12 +182,16 @@ class _Connection:
         while True:
             kind, message = await _message(self._reader)
             self.idle = False
+            self.asked += 1
             if kind != "p":
                 sql = {"Q": message[5:-1], "P": message[5:].partition(b"\0")[2]}.get(kind)
                 self._proxy.recorded.append(kind if sql is None else sql.decode())
             if kind in "QP" and self._proxy.faults:
                 self._fault = self._proxy.faults.pop(0)
                 if self._fault == "before the statement":
+                    return
+                if self._fault == "farewell":
+                    self._writer.write(FAREWELL)
                     return
             await self._forward(writer, message)
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from backend.core.config import STARTUP_FAILURE
+from backend.tests.crowd import until
 from backend.tests.database import execute
 from backend.tests.leftovers import assert_ending, assert_none_is_left, members, processes
 from backend.tests.serving import ROOT, Service, as_process, free_port
@@ -150,6 +151,56 @@ def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, emp
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.search(r"\nCannot start: [^\n]*migrat[^\n]*\n\Z", ended.stderr)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_to_stop_while_starting_leaves_nothing_behind(checkout: Path, number: signal.Signals) -> None:
+    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
+    process = subprocess.Popen(
+        PYTHON_M, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    until(lambda: (checkout / ".data" / "postgres" / "postmaster.pid").exists())
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert_none_is_left(checkout / ".data")
+
+
+def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
+    assert run(checkout, (*ALEMBIC, "upgrade", "head"), DATABASE_URL=empty_database_url).returncode == 0
+    execute(empty_database_url, "UPDATE alembic_version SET version_num = '9999'")
+    ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.search(r"(^|\n)Cannot start: the migration failed: [^\n]*9999[^\n]*\n\Z", ended.stderr)
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_ends_the_start_with_one_line(checkout: Path, database_url: str, port: str) -> None:
+    ended = run(checkout, (*PYTHON_M, f"--port={port}"), DATABASE_URL=database_url)
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
+
+
+def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".data").touch()
+    ended = run(tmp_path, UVICORN, PYTHONPATH=str(ROOT))
+    assert ended.returncode == STARTUP_FAILURE
+    assert re.search(r"\nCannot start: [^\n]*\.data[^\n]*\n\Z", ended.stderr)
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_the_environment_says_of_another_server_does_not_reach_the_embedded_one(
+    checkout: Path, tmp_path: Path
+) -> None:
+    env = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGCHANNELBINDING": "require"}
+    with as_process(tmp_path, *PYTHON_M, cwd=checkout, env=env) as service:
+        use(service)
+        service.stop(signal.SIGTERM)
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
 
 
 def test_a_wrong_setting_ends_every_command_with_one_line(checkout: Path) -> None:

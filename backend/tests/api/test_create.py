@@ -24,6 +24,16 @@ def test_a_created_task_is_found_at_its_location(client: httpx.Client, tasks: st
     assert found.headers["ETag"] == created.headers["ETag"]
 
 
+@pytest.mark.parametrize("spelling", ["%7B{}%7D", "urn:uuid:{}"])
+def test_a_location_is_a_uri_however_the_user_is_spelled(client: httpx.Client, user: str, spelling: str) -> None:
+    path = f"/api/{spelling.format(user)}/tasks"
+    created = client.post(path, json={"title": "Buy milk"})
+    assert created.headers["Location"] == f"{path}/{created.json()['id']}"
+    assert client.get(created.headers["Location"]).json() == created.json()
+    client.post(path, json={"title": "Buy bread"})
+    assert client.get(path, params={"limit": 1}).headers["Link"].startswith(f"<{path}?")
+
+
 def test_a_title_is_enough(client: httpx.Client, tasks: str) -> None:
     task = client.post(tasks, json={"title": "Buy milk"}).json()
     assert list(task) == ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]

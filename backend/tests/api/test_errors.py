@@ -1,12 +1,13 @@
 """Errors: always JSON, in one shape, and never with a piece of what was sent."""
 
+import socket
 from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from backend.core import schema
+from backend.core import route, schema
 from backend.tests.database import execute
 from backend.tests.problem import assert_problem
 from backend.tests.serving import in_thread, settings
@@ -67,8 +68,41 @@ def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str)
     assert_problem(client.request(method, path, content=iter([larger[:9], larger[9:]]), headers=JSON), 413)
 
 
+def test_a_body_that_never_ends_is_408_and_the_end_of_the_connection(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "BODY_SECONDS", 0.1)
+    head = f"POST {TASKS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
+        connection.sendall(head.encode() + b'{"title"')
+        with connection.makefile("rb") as answer:
+            status, *_ = answer.read().decode().splitlines()
+    assert status.startswith("HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(
+    client: httpx.Client, media_type: str | None
+) -> None:
+    headers = {} if media_type is None else {"Content-Type": media_type}
+    refused = client.post(TASKS, content=b'{"title": "Buy milk"}', headers=headers)
+    assert_problem(refused, 422, "body")
+    assert "application/json" in refused.json()["detail"][0]["msg"]
+
+
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/api", f"/api/{uuid4()}", f"{TASK}/incomplete", f"{COMPLETE}/x", "/health/x", "/%00", "/a//b", f"{TASKS}/"]
+    "path",
+    [
+        "/nothing",
+        "/api",
+        f"/api/{uuid4()}",
+        f"{TASK}/incomplete",
+        f"{COMPLETE}/x",
+        "/health/x",
+        "/%00",
+        "/a//b",
+        f"{TASKS}/",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
 def test_an_unknown_path_is_404(client: httpx.Client, method: str, path: str) -> None:

@@ -13,6 +13,9 @@ def test_all_is_well(client: httpx.Client) -> None:
         response = client.get(path)
         assert response.status_code == 200
         assert response.json() == {"status": "ok"}
+        asked = client.head(path)
+        assert asked.status_code == 200
+        assert asked.content == b""
 
 
 def test_without_its_database_it_lives_and_does_not_work() -> None:

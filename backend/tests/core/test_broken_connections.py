@@ -1,15 +1,18 @@
 """Connections that break while idle are nobody's business; those that break at work are repeated where that is safe."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import httpx
 import psycopg2
 import pytest
 
+from backend.core import connection, schema
+from backend.core.db import Session, Statement
 from backend.core.errors import DOUBTFUL, UNTOUCHED
 from backend.tests.crowd import Call, at_once, until
 from backend.tests.database import execute
@@ -189,3 +192,84 @@ def test_what_an_operator_ends_is_repeated_or_in_doubt(
         other.rollback()
     assert toggled.result().status_code == status
     assert client.get(location).json()["completed"] == (status == 200)
+
+
+def test_a_farewell_at_work_is_a_connection_that_breaks(client: httpx.Client, proxy: Proxy, tasks: str) -> None:
+    location = client.post(tasks, json={"title": "a"}).headers["Location"]
+    proxy.faults = ["farewell"]
+    assert client.get(location).status_code == 200
+    proxy.faults = ["farewell"]
+    flipped = client.patch(f"{location}/complete")
+    assert_problem(flipped, 503)
+    assert flipped.json()["detail"].endswith(f"; {DOUBTFUL}.")
+
+
+def test_what_a_repetition_meets_does_not_hide_that_the_first_try_is_in_doubt(
+    empty_database_url: str, tasks: str
+) -> None:
+    schema.upgrade(empty_database_url)
+    waiting = """SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"""
+    with (
+        in_thread(settings(empty_database_url)) as url,
+        ThreadPoolExecutor() as pool,
+        closing(psycopg2.connect(empty_database_url)) as other,
+        other.cursor() as cursor,
+    ):
+        cursor.execute("LOCK TABLE tasks")
+        created = pool.submit(httpx.post, url + tasks, json={"title": "a"}, timeout=30)
+        until(lambda: execute(empty_database_url, waiting))
+        [(first,)] = execute(empty_database_url, waiting)
+        execute(empty_database_url, "SELECT pg_terminate_backend(%s)", (first,))
+        until(lambda: execute(empty_database_url, waiting) not in ([], [(first,)]))
+        cursor.execute("ALTER TABLE tasks RENAME TO elsewhere")
+        other.commit()
+        assert_problem(created.result(), 503)
+        assert created.result().json()["detail"].endswith(f"; {DOUBTFUL}.")
+
+
+def test_connections_are_replaced_before_the_database_may_close_them(
+    client: httpx.Client, proxy: Proxy, tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get(tasks).status_code == 200
+    before = set(proxy.connections)
+    assert client.get(tasks).status_code == 200
+    assert proxy.connections == before
+    monkeypatch.setattr(connection, "RECYCLE_SECONDS", -1)
+    assert client.get(tasks).status_code == 200
+    until(lambda: len(proxy.connections) == 1)
+    assert not proxy.connections & before
+
+
+def test_few_connections_are_kept_busy_and_the_others_may_sleep(client: httpx.Client, proxy: Proxy, tasks: str) -> None:
+    proxy.delay = 0.02
+    at_once(str(client.base_url), [Call("GET", tasks)] * 20)
+    proxy.delay = 0
+    before = {each: each.asked for each in proxy.connections}
+    assert len(before) > 1
+    for _ in range(10):
+        assert client.get(tasks).status_code == 200
+    assert [each.asked - asked for each, asked in before.items() if each.asked > asked] == [10]
+    proxy.cut_idle("FIN")
+
+
+def test_who_is_cancelled_takes_the_connection_along(database_url: str) -> None:
+    class Answer(NamedTuple):
+        value: str
+
+    async def fetch(session: Session, sql: str) -> list[Answer]:
+        return await session.fetch(Statement("test", Answer, sql), {}, effect="read")
+
+    async def cancel() -> None:
+        session = Session(database_url, 1, 30)
+        cancelled = asyncio.create_task(fetch(session, "SELECT 'old' FROM pg_sleep(0.2)"))
+        await asyncio.to_thread(until, lambda: execute(database_url, SLEEPING) != [])
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert await fetch(session, "SELECT 'new'") == [Answer("new")]
+        session.close()
+
+    asyncio.run(cancel())
+
+
+SLEEPING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%%old%%'"

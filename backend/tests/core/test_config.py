@@ -45,11 +45,16 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
         ("DATABASE_URL", f"postgresql://owner:{SECRET}%zz@db.test/tasks"),
         ("DATABASE_URL", f"postgresql://owner:{SECRET}@[db.test/tasks"),
         ("DATABASE_URL", f"psql '{URL}'"),
+        *(
+            ("DATABASE_URL", f"{URL}?{option}={SECRET}")
+            for option in ("port", "sslmode", "channel_binding", "gssencmode")
+        ),
+        ("DATABASE_URL", f"postgresql://{SECRET}..db.test/tasks"),
         ("ENVIRONMENT", SECRET),
         ("LOG_LEVEL", SECRET),
         ("CORS_ORIGINS", SECRET),
         ("CORS_ORIGINS", f"https://a.test,{SECRET}"),
-        ("CORS_ORIGINS", f"https://a.test/{SECRET}"),
+        *(("CORS_ORIGINS", f"https://a.test{mark}{SECRET}") for mark in "/?#"),
         *(("PORT", value) for value in (SECRET, "0", "65536", "80.5")),
         *(("DB_POOL_SIZE", value) for value in (SECRET, "0", "-1", "1.5", "1001")),
         *(("DB_POOL_TIMEOUT", value) for value in (SECRET, "0", "-1", "nan", "inf", "5s")),
