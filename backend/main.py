@@ -66,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Tasks",
         version="1.0.0",
         lifespan=lifespan,
+        exception_handlers=errors.HANDLERS,
         redoc_url=None,
         # A redirect would name a scheme and a host that a service behind a proxy does not know.
         redirect_slashes=False,
@@ -82,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.routes[:0] = tasks.routes(guards)
     app.include_router(health.router)
     app.include_router(docs.router)
-    errors.install(app)
+    app.add_middleware(errors.InternalErrors)
     app.add_middleware(
         Cors,
         allow_origins=settings.cors_origins,

@@ -1,10 +1,11 @@
 """The one place where errors become responses: JSON, with a sentence for people and nothing of the inside."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import psycopg2
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
@@ -59,8 +60,7 @@ def _problem(status: int, detail: object, headers: dict[str, str] | None = None)
     return JSONResponse({"detail": detail}, status, headers)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
+async def _refused(request: Request, error: StarletteHTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request)
@@ -77,14 +77,19 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods or {"GET", "HEAD"}))  # nothing but static files is left
 
 
-async def _unprocessable(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    errors: Sequence[dict[str, object]] = error.errors()
-    return _problem(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in errors])
+async def _unprocessable(_: Request, error: RequestValidationError) -> Response:
+    return _problem(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in error.errors()])
 
 
 def _message(error: dict[str, object]) -> object:
     return _MESSAGES.get(str(error["type"]), error["msg"])
+
+
+HANDLERS: dict[Any, Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    StarletteHTTPException: _refused,
+    RequestValidationError: _unprocessable,
+}
+"""As FastAPI's `exception_handlers` takes them."""
 
 
 class InternalErrors:
@@ -104,10 +109,3 @@ class InternalErrors:
                 raise
             logger.exception("unhandled error")
             await _problem(500, "Something went wrong on our side.")(scope, receive, send)
-
-
-def install(app: FastAPI) -> None:
-    """Let every error of `app` be answered here; to be called before other middleware is added."""
-    app.add_exception_handler(StarletteHTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _unprocessable)
-    app.add_middleware(InternalErrors)
