@@ -144,22 +144,20 @@ class _Server:
     def _run(self, program: str, data: Path, *arguments: str) -> None:
         command = [str(self._binaries / program), f"--pgdata={data}", *arguments]
         owner = self._owner
-        with tempfile.TemporaryFile("w+") as output:
-            # Not a pipe: the server would inherit it and keep it open.
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-                # Else a Ctrl-C, which goes to the whole group, would end it in the middle.
-                start_new_session=True,
-                user=owner and owner.pw_uid,
-                group=owner and owner.pw_gid,
-                extra_groups=owner and [],
-                check=False,
-            )
-            if done.returncode:
-                output.seek(0)
-                stop(f"{program} failed: {' '.join(output.read().split())} (see {self._log})")
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd="/",
+            env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+            # Else a Ctrl-C, which goes to the whole group, would end it in the middle.
+            start_new_session=True,
+            user=owner and owner.pw_uid,
+            group=owner and owner.pw_gid,
+            extra_groups=owner and [],
+            check=False,
+        )
+        if done.returncode:
+            stop(f"{program} failed: {' '.join(done.stdout.split())} (see {self._log})")
