@@ -14,10 +14,9 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 import psycopg2
@@ -37,34 +36,28 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
     """
     folder = folder.resolve()
     server = _Server(folder)
-    with ExitStack() as locks:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        users = (folder / "users.lock").open("w")
+    except OSError as error:
+        stop(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
+    with users:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            gate, users = (locks.enter_context(open(folder / name, "w")) for name in ("start.lock", "users.lock"))
-        except OSError as error:
-            stop(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
-        try:
-            with _locked(gate):
+            with _one_at_a_time(folder):
                 fcntl.flock(users, fcntl.LOCK_SH)
                 server.start()
             yield server.url
         finally:
-            with _locked(gate):
-                try:
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    pass
-                else:
-                    server.stop()
+            with _one_at_a_time(folder), suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                server.stop()
 
 
 @contextmanager
-def _locked(file: IO[str]) -> Iterator[None]:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "start.lock").open("w") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
         yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def binaries() -> Path:
