@@ -1,6 +1,5 @@
 """`python -m backend`: migrate, say where everything is, and serve."""
 
-import argparse
 import math
 import signal
 import socket
@@ -11,7 +10,6 @@ from uuid import uuid4
 
 import psycopg2
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from backend.core import embedded, schema
 from backend.core.config import load_settings, stop
@@ -21,16 +19,11 @@ from backend.core.request_log import configure_logging
 def main() -> None:
     """Serve until a signal says stop."""
     settings = load_settings()
-    parser = argparse.ArgumentParser("python -m backend", description="Migrate the database and serve the tasks API.")
-    parser.add_argument("--host", default=settings.host, help="address to listen on (HOST, now %(default)s)")
-    parser.add_argument("--port", default=settings.port, type=int, help="port to listen on (PORT, now %(default)s)")
-    parser.add_argument("--workers", default=1, type=int, help="processes that serve (default %(default)s)")
-    arguments = parser.parse_args()
     try:
-        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-        listening = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        stop(f"HOST and PORT: nothing can listen on {arguments.host}:{arguments.port}, {error}")
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        stop(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error.strerror}")
     configure_logging(settings)
     # A signal never interrupts: while the database starts it would leave it running, and uvicorn, which stops at one,
     # sends it again to a process that has yet to give back its database.
@@ -40,8 +33,8 @@ def main() -> None:
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         migrate(database_url)
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        where = f"http://{host}:{arguments.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        where = f"http://{host}:{settings.port}"
         database = "yours, from DATABASE_URL" if url else f"embedded PostgreSQL, kept in {embedded.DATA}/"
         token = ' -H "Authorization: Bearer $TOKEN"' if settings.auth_jwks_url else ""
         example = f"curl -i {where}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
@@ -50,18 +43,9 @@ def main() -> None:
         # A request in flight may wait for its turn and then for the database.
         grace = math.ceil(2 * settings.db_pool_timeout) + 1
         config = uvicorn.Config(
-            "backend.main:app",
-            workers=arguments.workers,
-            lifespan="on",
-            log_config=None,
-            timeout_graceful_shutdown=grace,
-            ws="none",
+            "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
         )
-        if stopping.is_set():
-            return
-        if arguments.workers > 1:
-            Multiprocess(config, [listening]).run()
-        else:
+        if not stopping.is_set():
             uvicorn.Server(config).run([listening])
 
 

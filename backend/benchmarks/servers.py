@@ -35,10 +35,11 @@ class Server:
             port = free.getsockname()[1]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         settings = {"DATABASE_URL": database_url, "ENVIRONMENT": "production", "AUTH_DISABLED": "true"}
+        settings |= {"PORT": str(port), "UVICORN_PORT": str(port)}
         module, *arguments = COMMANDS[command]
         started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments, f"--port={port}"],
+            [sys.executable, "-m", module, *arguments],
             cwd=gettempdir(),  # so that no .env is read
             env={**os.environ, "PYTHONPATH": str(PROJECT), **settings},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

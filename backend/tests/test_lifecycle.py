@@ -89,7 +89,7 @@ def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, ta
     [
         pytest.param(PYTHON_M, 1, False, id="python -m backend"),
         pytest.param(PYTHON_M, 1, True, id="python -m backend, silent database"),
-        pytest.param((*PYTHON_M, "--workers", "2"), 2, False, id="python -m backend --workers 2"),
+        pytest.param((*UVICORN, "--workers", "2"), 2, False, id="uvicorn --workers 2"),
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
     database_url: str, tmp_path: Path, tasks: str
 ) -> None:
     env = {"DATABASE_URL": database_url}
-    with as_process(tmp_path, *PYTHON_M, "--workers", "2", env=env) as service:
+    with as_process(tmp_path, *UVICORN, "--workers", "2", env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
         statuses, cut_off = asyncio.run(kill_a_worker(service, tasks))
         print(f"\n{statuses.total()} creations, {cut_off} of {CLIENTS} clients cut off")

@@ -135,7 +135,7 @@ def test_alembic_migrates_either_database(checkout: Path, empty_database_url: st
 
 def test_in_production_it_migrates_and_its_log_is_json(checkout: Path, tmp_path: Path, empty_database_url: str) -> None:
     env = {"ENVIRONMENT": "production", "AUTH_DISABLED": "true", "DATABASE_URL": empty_database_url}
-    with as_process(tmp_path, *PYTHON_M, "--workers", "2", "--port", "{port}", cwd=checkout, env=env) as service:
+    with as_process(tmp_path, cwd=checkout, env=env) as service:
         path = use(service)
         httpx.get(service.base_url + path, headers={"X-Request-ID": "mine"})
         service.stop(signal.SIGTERM)
@@ -175,13 +175,6 @@ def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Pat
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.search(r"(^|\n)Cannot start: the migration failed: [^\n]*9999[^\n]*\n\Z", ended.stderr)
     assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.parametrize("port", ["-1", "65536"])
-def test_a_port_that_is_none_ends_the_start_with_one_line(checkout: Path, database_url: str, port: str) -> None:
-    ended = run(checkout, (*PYTHON_M, f"--port={port}"), DATABASE_URL=database_url)
-    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
-    assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
 
 
 def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
