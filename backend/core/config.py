@@ -13,44 +13,35 @@ STARTUP_FAILURE = 3
 """Exit status that tells uvicorn's supervisor not to start the worker again (`uvicorn.config.STARTUP_FAILURE`)."""
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _origins(value: object) -> object:
-    if not isinstance(value, str):
-        return value
+def _origins(value: str) -> list[str]:
     origins = [item.strip() for item in value.split(",") if item.strip()]
     if not all(re.fullmatch(r"\*|https?://[^/?#\s]+", origin) for origin in origins):
         raise ValueError("must be origins like https://app.example.com, separated by commas, none with a path")
     return origins
 
 
-def _understands(url: str) -> bool:
-    """Whether libpq takes each option of `url`; it looks at most of them only when it connects: here, to nowhere."""
-    hosts = parse_dsn(url).get("host", "").split(",")
-    for host in hosts:
-        if not host.startswith("/"):
-            host.encode("idna")
+def _libpq_url(value: str) -> str:
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must start with postgresql:// or postgres://")
+    if not _understood(value):
+        # Without libpq's own message, which may quote a part of the password.
+        raise ValueError("is not a connection string that PostgreSQL understands")
+    return value
+
+
+def _understood(url: str) -> bool:
     try:
+        hosts = parse_dsn(url).get("host", "").split(",")
+        for host in hosts:
+            if not host.startswith("/"):
+                host.encode("idna")
+        # At most options libpq looks only when it connects: here, to nowhere.
         psycopg2.connect(make_dsn(url, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
     except psycopg2.OperationalError as error:
         return str(error).startswith("connection to server")
+    except (psycopg2.Error, UnicodeError):
+        return False
     return True
-
-
-def _libpq_url(value: object) -> object:
-    if isinstance(value, str):
-        if not value.startswith(("postgresql://", "postgres://")):
-            raise ValueError("must start with postgresql:// or postgres://")
-        try:
-            understood = _understands(value)
-        except (psycopg2.Error, UnicodeError):
-            understood = False
-        if not understood:
-            # libpq's own message may quote a part of the password.
-            raise ValueError("is not a connection string that PostgreSQL understands")
-    return value
 
 
 NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -59,13 +50,15 @@ NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 class Settings(BaseSettings):
     """The settings of one process. Raises `ValidationError` for a wrong one."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
+    )
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    database_url: Annotated[SecretStr | None, BeforeValidator(_libpq_url)] = None
-    environment: Annotated[Literal["development", "production"], BeforeValidator(_lower)] = "development"
-    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
+    database_url: Annotated[SecretStr, BeforeValidator(_libpq_url)] | None = None
+    environment: Annotated[Literal["development", "production"], BeforeValidator(str.lower)] = "development"
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(str.lower)] = "info"
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ("http://localhost:3000",)
     db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
     db_pool_timeout: Annotated[float, Field(gt=0, le=3600)] = 5
