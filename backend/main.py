@@ -9,10 +9,11 @@ from typing import TypedDict
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from uvicorn.config import STARTUP_FAILURE
 
 from backend.api import docs, health, tasks
 from backend.core import embedded, errors, schema
-from backend.core.config import STARTUP_FAILURE, Settings, load_settings
+from backend.core.config import Settings, load_settings
 from backend.core.cors import Cors
 from backend.core.db import Session
 from backend.core.request_log import Lines, RequestLog, configure_logging

@@ -8,9 +8,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-STARTUP_FAILURE = 3
-"""Exit status that tells uvicorn's supervisor not to start the worker again (`uvicorn.config.STARTUP_FAILURE`)."""
+from uvicorn.config import STARTUP_FAILURE
 
 
 def _origins(value: str) -> list[str]:

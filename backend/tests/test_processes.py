@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
-from backend.core.config import STARTUP_FAILURE
 from backend.tests.crowd import until
 from backend.tests.database import execute
 from backend.tests.leftovers import assert_ending, assert_none_is_left, members, processes

@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
+from uvicorn.config import STARTUP_FAILURE
 
-from backend.core.config import STARTUP_FAILURE
 from backend.main import create_app
 from backend.tests.problem import assert_problem
 from backend.tests.serving import ROOT, in_thread, settings

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
+from uvicorn.config import STARTUP_FAILURE
 
 from backend.core import embedded
-from backend.core.config import STARTUP_FAILURE, Settings, load_settings
+from backend.core.config import Settings, load_settings
 from backend.tests.serving import ROOT
 
 SECRET = "s3cret"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 from backend.core import embedded
-from backend.core.config import STARTUP_FAILURE
 from backend.tests.database import execute
 from backend.tests.leftovers import assert_none_is_left, processes
 from backend.tests.serving import ROOT
