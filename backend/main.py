@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import TypedDict
 
@@ -27,10 +27,6 @@ class State(TypedDict):
     """What lives as long as the process and is at hand in every request."""
 
     session: Session
-
-
-def _is_probe(scope: MutableMapping[str, object]) -> bool:
-    return scope.get("path") == "/health/live"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -71,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         # A redirect would name a scheme and a host that a service behind a proxy does not know.
         redirect_slashes=False,
-        telemetry={"tracing": traced, "metrics": traced, "logs": traced, "exclude": _is_probe},
+        telemetry={"tracing": traced, "metrics": traced, "logs": traced},
         generate_unique_id_function=lambda route: route.name,
     )
     guards = []
