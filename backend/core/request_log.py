@@ -32,17 +32,14 @@ class Lines(logging.Formatter):
         now, request_id = datetime.now(UTC).isoformat(timespec="milliseconds"), _request_id.get()
         if self._as_json:
             return json.dumps({"time": now, "level": level, "message": message, "request_id": request_id, **fields})
-        return f"{now[11:23]} {level:8} {message} [{request_id}]"
+        exception = f"\n{fields['exception']}" if "exception" in fields else ""
+        return f"{now[11:23]} {level:8} {message} [{request_id}]{exception}"
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {"logger": record.name}
-        message = record.getMessage()
         if record.exc_info:
-            trace = self.formatException(record.exc_info)
-            if not self._as_json:
-                return f"{self.line(record.levelname.lower(), message, fields)}\n{trace}"
-            fields["exception"] = trace
-        return self.line(record.levelname.lower(), message, fields)
+            fields["exception"] = self.formatException(record.exc_info)
+        return self.line(record.levelname.lower(), record.getMessage(), fields)
 
 
 class RequestLog:
