@@ -1,9 +1,8 @@
 """Text and numbers that carry their bounds, for bodies, queries and headers alike."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_OFFSET = 2**31 - 1
@@ -20,10 +19,6 @@ def _true_or_false(value: object) -> object:
     if isinstance(value, str) and value not in ("true", "false"):
         raise PydanticCustomError("bool_parsing", "Input should be true or false")
     return value
-
-
-def _rfc3339(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 # Constraints stand before the check for U+0000: behind a function pydantic applies them to its outcome only.
@@ -47,8 +42,7 @@ Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Completed = Annotated[bool, Field(strict=True)]
 QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
 Timestamp = Annotated[
-    datetime,
-    PlainSerializer(_rfc3339, when_used="json"),
+    str,
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-08T20:45:00.123456Z"]}),
 ]
 """RFC 3339 in UTC, always with six digits of a second: the form in which PostgreSQL's `to_char` writes it."""
