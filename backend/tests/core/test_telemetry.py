@@ -25,16 +25,14 @@ class Collector:
 
     url: str = ""
     paths: list[str] = field(default_factory=list)
-    spans: "Queue[Span]" = field(default_factory=Queue)
+    spans: "Queue[list[Span]]" = field(default_factory=Queue)
 
     def wait_for(self, name: str) -> dict[bytes, Span]:
-        """All spans up to the one called `name`, by id."""
+        """All spans that came with the one called `name` or before it, by id."""
         arrived: dict[bytes, Span] = {}
-        while True:
-            span = self.spans.get(timeout=30)
-            arrived[span.span_id] = span
-            if span.name == name:
-                return arrived
+        while all(span.name != name for span in arrived.values()):
+            arrived |= {span.span_id: span for span in self.spans.get(timeout=30)}
+        return arrived
 
 
 @contextmanager
@@ -46,10 +44,9 @@ def collecting() -> Iterator[Collector]:
             collector.paths.append(self.path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/v1/traces":
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    for scope in resource.scope_spans:
-                        for span in scope.spans:
-                            collector.spans.put(span)
+                resources = ExportTraceServiceRequest.FromString(body).resource_spans
+                scopes = [scope for resource in resources for scope in resource.scope_spans]
+                collector.spans.put([span for scope in scopes for span in scope.spans])
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
