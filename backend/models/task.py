@@ -155,13 +155,13 @@ NEWEST_FIRST = "ORDER BY created_at DESC, id DESC"
 OWNED = "user_id = %(user_id)s"
 THIS = f"{OWNED} AND id = %(id)s"
 
+# ON CONFLICT DO NOTHING would return no row to the loser of a race.
 CREATE = Statement(
     "create task",
     TaskRow,
     f"""WITH owner AS (INSERT INTO users (id) VALUES (%(user_id)s) ON CONFLICT DO NOTHING)
     INSERT INTO tasks (id, user_id, title, description, completed)
     VALUES (%(id)s, %(user_id)s, %(title)s, %(description)s, %(completed)s)
-    -- DO NOTHING would return no row to the loser of a race.
     ON CONFLICT (id) DO UPDATE SET id = excluded.id WHERE tasks.user_id = excluded.user_id
     RETURNING {COLUMNS}, xmax <> 0""",
 )
