@@ -18,6 +18,8 @@ from backend.core.request_log import configure_logging
 
 def main() -> None:
     """Serve until a signal says stop."""
+    if sys.argv[1:]:
+        stop("no option is taken here: HOST and PORT say where to listen, and `uvicorn backend.main:app` takes many")
     settings = load_settings()
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET

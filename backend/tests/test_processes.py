@@ -177,6 +177,12 @@ def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Pat
     assert "Traceback" not in ended.stderr
 
 
+def test_an_option_that_is_none_is_not_passed_over_in_silence(checkout: Path, database_url: str) -> None:
+    ended = run(checkout, (*PYTHON_M, "--port={port}"), DATABASE_URL=database_url)
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
+
+
 def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     ended = run(tmp_path, UVICORN, PYTHONPATH=str(ROOT))
