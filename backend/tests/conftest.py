@@ -70,7 +70,8 @@ def base_url(database_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(base_url: str) -> Iterator[httpx.Client]:
     """A client of the service."""
-    with httpx.Client(base_url=base_url, timeout=30) as session:
+    # No limits: over one, a thread of the client closes a connection that another is about to use.
+    with httpx.Client(base_url=base_url, timeout=30, limits=httpx.Limits()) as session:
         yield session
 
 
