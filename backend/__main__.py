@@ -12,20 +12,20 @@ import psycopg2
 import uvicorn
 
 from backend.core import embedded, schema
-from backend.core.config import load_settings, stop
+from backend.core.config import fail_startup, load_settings
 from backend.core.request_log import configure_logging
 
 
 def main() -> None:
     """Serve until a signal says stop."""
     if sys.argv[1:]:
-        stop("no option is taken here: HOST and PORT say where to listen, and `uvicorn backend.main:app` takes many")
+        fail_startup("options are not supported: set HOST and PORT, or run `uvicorn backend.main:app`")
     settings = load_settings()
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        stop(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error.strerror}")
+        fail_startup(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error.strerror}")
     configure_logging(settings)
     # A signal never interrupts: while the database starts it would leave it running, and uvicorn, which stops at one,
     # sends it again to a process that has yet to give back its database.
@@ -58,7 +58,7 @@ def migrate(database_url: str) -> None:
     except psycopg2.OperationalError as error:
         print(f"Not migrated, the database cannot be reached: {' '.join(str(error).split())}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001  # whatever it is, what serves without its schema serves nobody
-        stop(f"the migration failed: {' '.join(str(next(iter(error.args), error)).split())}")
+        fail_startup(f"the migration failed: {' '.join(str(next(iter(error.args), error)).split())}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from uvicorn.config import STARTUP_FAILURE
 from backend.api import docs, health, tasks
 from backend.core import embedded, errors, schema
 from backend.core.config import Settings, load_settings
-from backend.core.cors import Cors
+from backend.core.cors import CORSMiddleware
 from backend.core.db import Session
-from backend.core.request_log import Lines, RequestLog, configure_logging
+from backend.core.request_log import LogFormatter, RequestLogMiddleware, configure_logging
 
 EXPOSED = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
 
@@ -70,25 +70,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
         generate_unique_id_function=lambda route: route.name,
     )
-    guards = []
+    dependencies = []
     if settings.auth_jwks_url and settings.auth_issuer and settings.auth_audience:
         # Imported by who needs it: its libraries take a tenth of a second and 12 MB.
-        from backend.core.auth import Guard
+        from backend.core.auth import BearerAuth
 
-        guards = [Depends(Guard(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience))]
+        dependencies = [Depends(BearerAuth(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience))]
     # Not by include_router, which would match every request twice; and first, because routes are tried in order.
-    app.router.routes[:0] = tasks.routes(guards)
+    app.router.routes[:0] = tasks.routes(dependencies)
     app.include_router(health.router)
     app.include_router(docs.router)
-    app.add_middleware(errors.InternalErrors)
+    app.add_middleware(errors.ServerErrorMiddleware)
     app.add_middleware(
-        Cors,
+        CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],
         expose_headers=EXPOSED.split(),
     )
-    app.add_middleware(RequestLog, lines=Lines(settings))
+    app.add_middleware(RequestLogMiddleware, lines=LogFormatter(settings))
     return app
 
 

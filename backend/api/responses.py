@@ -5,7 +5,7 @@ from typing import Any
 from sqlmodel import SQLModel
 
 
-class Problem(SQLModel):
+class ErrorResponse(SQLModel):
     """Why a request was not carried out."""
 
     detail: str
@@ -33,8 +33,8 @@ def _header(description: str, schema: str = "string") -> dict[str, object]:
     return {"description": description, "schema": {"type": schema}}
 
 
-def _problem(description: str, **headers: dict[str, object]) -> dict[str, Any]:
-    return {"model": Problem, "description": description, "headers": headers}
+def _error(description: str, **headers: dict[str, object]) -> dict[str, Any]:
+    return {"model": ErrorResponse, "description": description, "headers": headers}
 
 
 ETAG = {"ETag": _header("The task's version, for `If-Match` and `If-None-Match`.")}
@@ -49,19 +49,19 @@ PAGE = {
 
 ALWAYS: Responses = {
     422: {"model": Invalid, "description": "A value was refused."},
-    503: _problem(
+    503: _error(
         "The database cannot answer now; the detail says whether something may have been written.",
         **{"Retry-After": _header("Seconds to wait.", "integer")},
     ),
 }
 WITH_BODY: Responses = {
-    400: _problem("The body is not JSON."),
-    408: _problem("The body did not arrive within ten seconds."),
-    413: _problem("The body is larger than 64 KiB."),
+    400: _error("The body is not JSON."),
+    408: _error("The body did not arrive within ten seconds."),
+    413: _error("The body is larger than 64 KiB."),
 }
-ONE_TASK: Responses = {404: _problem("This user has no such task.")}
-CONDITIONAL: Responses = {412: _problem("The task has another `ETag` than `If-Match` says; nothing was changed.")}
-GUARDED: Responses = {
-    401: _problem("No valid token.", **{"WWW-Authenticate": _header("The challenge of RFC 6750.")}),
-    403: _problem("The token is another user's."),
+ONE_TASK: Responses = {404: _error("This user has no such task.")}
+CONDITIONAL: Responses = {412: _error("The task has another `ETag` than `If-Match` says; nothing was changed.")}
+AUTH_RESPONSES: Responses = {
+    401: _error("No valid token.", **{"WWW-Authenticate": _header("The challenge of RFC 6750.")}),
+    403: _error("The token is another user's."),
 }

@@ -10,13 +10,23 @@ from pydantic_core import to_json
 from starlette.routing import BaseRoute
 
 from backend.api.paging import links
-from backend.api.responses import ALWAYS, CONDITIONAL, ETAG, GUARDED, LOCATION, ONE_TASK, PAGE, WITH_BODY, Responses
+from backend.api.responses import (
+    ALWAYS,
+    AUTH_RESPONSES,
+    CONDITIONAL,
+    ETAG,
+    LOCATION,
+    ONE_TASK,
+    PAGE,
+    WITH_BODY,
+    Responses,
+)
 from backend.core.db import SessionDep
 from backend.core.errors import invalid
 from backend.core.route import Route
 from backend.core.types import Key
 from backend.models import task as tasks
-from backend.models.task import Task, TaskCreate, TaskQuery, TaskRow, TaskToggle, TaskUpdate
+from backend.models.task import TaskCreate, TaskQuery, TaskRead, TaskRow, TaskToggle, TaskUpdate
 
 UserId = Annotated[
     UUID,
@@ -64,7 +74,7 @@ async def list_tasks(
         headers["Link"] = link
     if page.total is not None:
         headers["X-Total-Count"] = str(page.total)
-    return Response(to_json([row.shown() for row in page.tasks]), media_type="application/json", headers=headers)
+    return Response(to_json([row.public_dict() for row in page.tasks]), media_type="application/json", headers=headers)
 
 
 async def get_task(
@@ -113,32 +123,32 @@ async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_
     return Response(status_code=204)
 
 
-def routes(guards: Sequence[params.Depends] = ()) -> list[BaseRoute]:
-    """The six operations, each behind the `guards`."""
+def routes(dependencies: Sequence[params.Depends] = ()) -> list[BaseRoute]:
+    """The six operations, each behind the `dependencies`."""
     router = APIRouter(
         prefix="/api/{user_id}/tasks",
         tags=["tasks"],
         route_class=Route,
-        dependencies=guards,
-        responses=ALWAYS | (GUARDED if guards else {}),
+        dependencies=dependencies,
+        responses=ALWAYS | (AUTH_RESPONSES if dependencies else {}),
         generate_unique_id_function=lambda route: route.name,
     )
     add, one = router.add_api_route, "/{task_id}"
     known: Responses = {200: {"headers": ETAG}, 304: {"description": "It is as you know it.", "headers": ETAG}}
     made: Responses = {201: {"headers": LOCATION | ETAG}}
     changed: Responses = {200: {"headers": ETAG}} | ONE_TASK | CONDITIONAL | WITH_BODY
-    add("", list_tasks, methods=["GET"], response_model=list[Task], responses={200: {"headers": PAGE}})
-    add("", create_task, methods=["POST"], status_code=201, response_model=Task, responses=made | WITH_BODY)
-    add(one, get_task, methods=["GET"], response_model=Task, responses=known | ONE_TASK)
-    add(one, update_task, methods=["PUT"], response_model=Task, responses=changed)
-    add(one + "/complete", toggle_task, methods=["PATCH"], response_model=Task, responses=changed)
+    add("", list_tasks, methods=["GET"], response_model=list[TaskRead], responses={200: {"headers": PAGE}})
+    add("", create_task, methods=["POST"], status_code=201, response_model=TaskRead, responses=made | WITH_BODY)
+    add(one, get_task, methods=["GET"], response_model=TaskRead, responses=known | ONE_TASK)
+    add(one, update_task, methods=["PUT"], response_model=TaskRead, responses=changed)
+    add(one + "/complete", toggle_task, methods=["PATCH"], response_model=TaskRead, responses=changed)
     add(one, delete_task, methods=["DELETE"], status_code=204, responses=ONE_TASK | CONDITIONAL)
     return router.routes
 
 
 def _task(row: TaskRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     known = {"ETag": f'"{row.version}"', **PRIVATE, **(headers or {})}
-    return Response(to_json(row.shown()), status, known, "application/json")
+    return Response(to_json(row.public_dict()), status, known, "application/json")
 
 
 def _tags(header: str, *, weak: bool = True) -> list[str]:

@@ -20,25 +20,25 @@ logger = logging.getLogger(__name__)
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 CLAIMS = ("iss", "aud", "exp", "sub")
-LONGEST_TOKEN = 8192
+MAX_TOKEN_LENGTH = 8192
 LEEWAY_SECONDS = 10
 FETCH_TIMEOUT_SECONDS = 5
 REFRESH_SECONDS = 300
 # Between two fetches: a rotated-in key works within this time, and forged key ids cause no more fetches than this.
-PAUSE_SECONDS = 30
-PAUSE_AFTER_FAILURE_SECONDS = 1
-REMEMBER_SECONDS = 60
-REMEMBER_TOKENS = 10_000
+MIN_REFRESH_INTERVAL = 30
+MIN_RETRY_INTERVAL = 1
+TOKEN_CACHE_SECONDS = 60
+TOKEN_CACHE_SIZE = 10_000
 
 
-class KeySet:
+class JWKSCache:
     """The issuer's public keys by id, fetched when needed and kept while the issuer is away."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._tried = self._asked = -float("inf")
-        self._complete = False
+        self._last_fetch_at = self._last_miss_at = -float("inf")
+        self._last_fetch_ok = False
         self._fetch: asyncio.Task[None] | None = None
         # Once: it takes 20 ms, in which nobody is served.
         self._tls = httpx.create_ssl_context()
@@ -50,23 +50,23 @@ class KeySet:
         """
         now = time.monotonic()
         if key_id in self._keys:
-            if now - self._tried > REFRESH_SECONDS:
+            if now - self._last_fetch_at > REFRESH_SECONDS:
                 self._start_fetch()
         else:
             # Only fetches for unknown keys count here, or a key rotated in after a refresh would have to wait.
-            if now - self._asked > (PAUSE_SECONDS if self._complete else PAUSE_AFTER_FAILURE_SECONDS):
-                self._asked = now
+            if now - self._last_miss_at > (MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL):
+                self._last_miss_at = now
                 self._start_fetch()
             if self._fetch is not None:
                 await asyncio.shield(self._fetch)
         key = self._keys.get(key_id)
-        if key is None and not self._complete:
+        if key is None and not self._last_fetch_ok:
             raise unavailable("The issuer of tokens cannot be reached")
         return key
 
     def _start_fetch(self) -> None:
         if self._fetch is None:
-            self._tried = time.monotonic()
+            self._last_fetch_at = time.monotonic()
             self._fetch = asyncio.create_task(self._refresh())
 
     async def _refresh(self) -> None:
@@ -76,9 +76,9 @@ class KeySet:
             keys = dict(filter(None, map(_usable, published)))
             if not keys:
                 raise ValueError("it has no usable key")
-            self._keys, self._complete = keys, True
+            self._keys, self._last_fetch_ok = keys, True
         except Exception as error:  # noqa: BLE001  # whatever an issuer sends, the keys we have are kept
-            self._complete = False
+            self._last_fetch_ok = False
             logger.warning("the JWKS could not be fetched, %d keys are kept: %r", len(self._keys), error)
         finally:
             self._fetch = None
@@ -93,7 +93,7 @@ def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
     return (str(key.key_id), key) if usable else None
 
 
-class Guard(HTTPBearer):
+class BearerAuth(HTTPBearer):
     """A dependency that lets nobody but the user of the path in, by the bearer token of the request.
 
     Raises 401 where the token is missing or wrong in any way, 403 where it is somebody else's.
@@ -101,7 +101,7 @@ class Guard(HTTPBearer):
 
     def __init__(self, jwks_url: str, issuer: str, audience: str) -> None:
         super().__init__(scheme_name="BetterAuth", bearerFormat="JWT", description="From `/api/auth/token`.")
-        self._keys = KeySet(jwks_url)
+        self._keys = JWKSCache(jwks_url)
         self._issuer = issuer
         self._audience = audience
         self._verified: dict[str, tuple[float, str]] = {}
@@ -121,13 +121,13 @@ class Guard(HTTPBearer):
         if time.time() < until:
             return subject
         claims = await self._verify(token)
-        if len(self._verified) >= REMEMBER_TOKENS:
+        if len(self._verified) >= TOKEN_CACHE_SIZE:
             self._verified.clear()
-        self._verified[token] = min(time.time() + REMEMBER_SECONDS, claims["exp"]), claims["sub"]
+        self._verified[token] = min(time.time() + TOKEN_CACHE_SECONDS, claims["exp"]), claims["sub"]
         return str(claims["sub"])
 
     async def _verify(self, token: str) -> dict[str, Any]:
-        if len(token) > LONGEST_TOKEN:
+        if len(token) > MAX_TOKEN_LENGTH:
             raise unauthorized("The token is too long.", "invalid_token")
         try:
             key_id = jwt.get_unverified_header(token).get("kid")

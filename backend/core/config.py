@@ -21,13 +21,13 @@ def _origins(value: str) -> list[str]:
 def _libpq_url(value: str) -> str:
     if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("must start with postgresql:// or postgres://")
-    if not _understood(value):
+    if not _libpq_accepts(value):
         # Without libpq's own message, which may quote a part of the password.
         raise ValueError("is not a connection string that PostgreSQL understands")
     return value
 
 
-def _understood(url: str) -> bool:
+def _libpq_accepts(url: str) -> bool:
     try:
         hosts = parse_dsn(url).get("host", "").split(",")
         for host in hosts:
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     auth_disabled: bool = False
 
     @model_validator(mode="after")
-    def _belong_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         auth = {
             "AUTH_JWKS_URL": self.auth_jwks_url,
             "AUTH_ISSUER": self.auth_issuer,
@@ -92,16 +92,18 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except UnicodeDecodeError:
-        stop(".env is not a text in UTF-8")
+        fail_startup(".env is not a text in UTF-8")
     except ValidationError as error:
-        stop("; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors()))
+        fail_startup(
+            "; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors())
+        )
 
 
 def _sentence(*parts: int | str) -> str:
     return " ".join(str(part).upper() if part in Settings.model_fields else str(part) for part in parts)
 
 
-def stop(reason: str) -> NoReturn:
+def fail_startup(reason: str) -> NoReturn:
     """End a start that cannot succeed: one line on standard error, and no second attempt by a supervisor."""
     print(f"Cannot start: {reason}", file=sys.stderr)
     raise SystemExit(STARTUP_FAILURE)

@@ -1,12 +1,12 @@
 """Cross-origin requests of browsers (Fetch standard, "CORS protocol")."""
 
 from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware import cors
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 
-class Cors(CORSMiddleware):
+class CORSMiddleware(cors.CORSMiddleware):
     """Starlette's, out of the way of requests that name no origin: there it took a sixth of a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

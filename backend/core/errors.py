@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-UNTOUCHED = "nothing was written"
+NOT_WRITTEN = "nothing was written"
 SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
-DOUBTFUL = "it may have been written or not"
+MAYBE_WRITTEN = "it may have been written or not"
 
 # SQLSTATE classes (PostgreSQL, appendix A) that speak of the server's state and not of the statement: connection,
 # a conflict with other transactions, resources, locks, operator intervention, the system; and a server that is
@@ -31,7 +31,7 @@ _MESSAGES = {
 _SCHEMA_MISSING = ("42P01", "42703", "3F000")
 
 
-def unavailable(reason: str, outcome: str = UNTOUCHED) -> HTTPException:
+def unavailable(reason: str, outcome: str = NOT_WRITTEN) -> HTTPException:
     """503: the service works, the database does not; `outcome` says what became of a write."""
     return HTTPException(503, f"{reason}; {outcome}.", {"Retry-After": "1"})
 
@@ -56,15 +56,16 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     return error
 
 
-def _problem(status: int, detail: object, headers: dict[str, str] | None = None) -> JSONResponse:
+def _error(status: int, detail: object, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers)
 
 
-async def _refused(request: Request, error: StarletteHTTPException) -> Response:
+async def http_exception_handler(request: Request, error: StarletteHTTPException) -> Response:
+    """Answer an HTTPException as JSON; a 405 lists every method of the resource in `Allow` (RFC 9110, 15.5.6)."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request)
-    return _problem(error.status_code, error.detail, headers)
+    return _error(error.status_code, error.detail, headers)
 
 
 def _allowed(request: Request) -> str:
@@ -77,8 +78,9 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(methods or {"GET", "HEAD"}))  # nothing but static files is left
 
 
-async def _unprocessable(_: Request, error: RequestValidationError) -> Response:
-    return _problem(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in error.errors()])
+async def validation_exception_handler(_: Request, error: RequestValidationError) -> Response:
+    """Answer 422 without repeating any input."""
+    return _error(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in error.errors()])
 
 
 def _message(error: dict[str, object]) -> object:
@@ -86,13 +88,13 @@ def _message(error: dict[str, object]) -> object:
 
 
 HANDLERS: dict[Any, Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
-    StarletteHTTPException: _refused,
-    RequestValidationError: _unprocessable,
+    StarletteHTTPException: http_exception_handler,
+    RequestValidationError: validation_exception_handler,
 }
 """As FastAPI's `exception_handlers` takes them."""
 
 
-class InternalErrors:
+class ServerErrorMiddleware:
     """ASGI middleware that answers what nobody foresaw with a 500 that says nothing of the inside.
 
     Starlette's own stands outside all other middleware, so that its response lacks CORS headers and X-Request-ID.
@@ -108,4 +110,4 @@ class InternalErrors:
             if scope["type"] != "http":
                 raise
             logger.exception("unhandled error")
-            await _problem(500, "Something went wrong on our side.")(scope, receive, send)
+            await _error(500, "Something went wrong on our side.")(scope, receive, send)

@@ -20,7 +20,7 @@ _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
-class Lines(logging.Formatter):
+class LogFormatter(logging.Formatter):
     """A log line: JSON in production, else for the eye; always with the id of the request it belongs to."""
 
     def __init__(self, settings: Settings) -> None:
@@ -42,10 +42,10 @@ class Lines(logging.Formatter):
         return self.line(record.levelname.lower(), record.getMessage(), fields)
 
 
-class RequestLog:
+class RequestLogMiddleware:
     """ASGI middleware: gives each request an id, sent back as `X-Request-ID`, and a line in the log."""
 
-    def __init__(self, app: ASGIApp, lines: Lines) -> None:
+    def __init__(self, app: ASGIApp, lines: LogFormatter) -> None:
         self._app = app
         self._lines = lines
 
@@ -80,9 +80,9 @@ class RequestLog:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all of the process's logging to standard error, in `Lines`."""
+    """Send all of the process's logging to standard error, in `LogFormatter`."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines(settings))
+    handler.setFormatter(LogFormatter(settings))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name in ("httpx", "alembic.runtime.plugins"):
         logging.getLogger(name).setLevel(logging.WARNING)

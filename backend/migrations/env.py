@@ -8,12 +8,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import SchemaItem
 
 from backend.core import embedded
-from backend.core.config import load_settings, stop
+from backend.core.config import fail_startup, load_settings
 from backend.core.schema import connect
-from backend.models import TaskTable, UserTable
+from backend.models import Task, User
 
 # Better Auth's tables may lie in the same database; autogenerate would drop them.
-OURS = {UserTable.__tablename__, TaskTable.__tablename__}
+OURS = {User.__tablename__, Task.__tablename__}
 # Any number, the same in every process that migrates.
 MIGRATION_LOCK = 7_236_451
 
@@ -30,13 +30,13 @@ def migrate(url: str) -> None:
         # One at a time, and rather give up than queue behind a long query and hold up everybody else.
         connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-        context.configure(connection=connection, target_metadata=UserTable.metadata, include_object=is_ours)
+        context.configure(connection=connection, target_metadata=User.metadata, include_object=is_ours)
         context.run_migrations()
     engine.dispose()
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", target_metadata=UserTable.metadata, literal_binds=True)
+    context.configure(dialect_name="postgresql", target_metadata=User.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
 else:
@@ -47,4 +47,4 @@ else:
         try:
             migrate(database_url)
         except OperationalError as error:
-            stop(f"the database cannot be migrated: {' '.join(str(error.orig).split())}")
+            fail_startup(f"the database cannot be migrated: {' '.join(str(error.orig).split())}")

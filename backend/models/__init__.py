@@ -1,6 +1,6 @@
 """Tables, and beside each what goes in, what comes out and the statements over it."""
 
-from backend.models.task import TaskTable
-from backend.models.user import UserTable
+from backend.models.task import Task
+from backend.models.user import User
 
-__all__ = ["TaskTable", "UserTable"]
+__all__ = ["Task", "User"]

@@ -27,7 +27,7 @@ EXAMPLE: JsonDict = {
 }
 
 
-class TaskTable(SQLModel, table=True):
+class Task(SQLModel, table=True):
     """A row of `tasks`; PostgreSQL itself holds what must never be otherwise.
 
     `version` grows with every write and is the ETag. It starts at the time of creation in microseconds, so that a task
@@ -81,7 +81,7 @@ class TaskToggle(SQLModel):
     completed: Completed
 
 
-class Task(SQLModel):
+class TaskRead(SQLModel):
     """A task."""
 
     model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
@@ -111,7 +111,7 @@ class TaskQuery(SQLModel):
 
 
 class TaskRow(NamedTuple):
-    """A row of `tasks`: first what the API shows, as `Task` orders it; then what a statement says besides."""
+    """A row of `tasks`: first what the API shows, as `TaskRead` orders it; then what a statement says besides."""
 
     id: str
     user_id: str
@@ -124,9 +124,9 @@ class TaskRow(NamedTuple):
     replayed: bool = False
     total: int | None = None
 
-    def shown(self) -> dict[str, object]:
-        """The fields of `Task`, ready to be written as JSON."""
-        return dict(zip(SHOWN, self, strict=False))
+    def public_dict(self) -> dict[str, object]:
+        """The fields of `TaskRead`, ready to be written as JSON."""
+        return dict(zip(PUBLIC_FIELDS, self, strict=False))
 
 
 class Page(NamedTuple):
@@ -137,13 +137,13 @@ class Page(NamedTuple):
     total: int | None
 
 
-class Gone(NamedTuple):
+class DeletedId(NamedTuple):
     """The id of a task that was deleted."""
 
     id: str
 
 
-SHOWN = tuple(Task.model_fields)
+PUBLIC_FIELDS = tuple(TaskRead.model_fields)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 COLUMNS = f"""id, user_id, title, description, completed, {TIME.format("created_at")}, {TIME.format("updated_at")},
@@ -209,7 +209,7 @@ async def toggle(
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
     """Remove the task; False where `update` gives None."""
-    statement = Statement("delete task", Gone, f"DELETE FROM tasks WHERE {_matching(if_match)} RETURNING id")
+    statement = Statement("delete task", DeletedId, f"DELETE FROM tasks WHERE {_matching(if_match)} RETURNING id")
     return bool(await session.fetch(statement, _this(user_id, task_id, if_match), effect="once"))
 
 

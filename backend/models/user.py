@@ -18,7 +18,7 @@ SQLModel.metadata.naming_convention = MetaData(
 ).naming_convention
 
 
-class UserTable(SQLModel, table=True):
+class User(SQLModel, table=True):
     """A person with tasks; `id` is the user id of Better Auth. The row is made with the first task."""
 
     __tablename__ = "users"

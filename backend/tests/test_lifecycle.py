@@ -15,11 +15,11 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from backend.core import schema
-from backend.core.errors import UNTOUCHED
-from backend.tests.crowd import Call, at_once, crowd_client, until
+from backend.core.errors import NOT_WRITTEN
+from backend.tests.concurrency import Call, at_once, concurrent_client, until
 from backend.tests.database import execute
-from backend.tests.leftovers import members
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
+from backend.tests.process_checks import members
 from backend.tests.proxy import Proxy, proxied
 from backend.tests.serving import Service, as_process, in_thread, settings
 
@@ -63,9 +63,9 @@ def test_it_starts_without_the_database_and_finds_it_later(
         live, *answers = at_once(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
         assert live.status_code == 200
         for answer in answers:
-            assert_problem(answer, 503)
+            assert_error(answer, 503)
             assert answer.headers["Retry-After"] == "1"
-            assert answer.json()["detail"].endswith(f"; {UNTOUCHED}.")
+            assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
         proxy.accept()
         assert_works(service.base_url, tasks)
         assert "Traceback" not in service.log
@@ -74,13 +74,13 @@ def test_it_starts_without_the_database_and_finds_it_later(
 def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, tasks: str) -> None:
     with in_thread(settings(empty_database_url)) as url:
         for answer in at_once(url, operations(tasks)):
-            assert_problem(answer, 503)
+            assert_error(answer, 503)
             assert "`alembic upgrade head`" in answer.json()["detail"]
         schema.upgrade(empty_database_url)
         assert_works(url, tasks)
         execute(empty_database_url, "UPDATE alembic_version SET version_num = 'older'")
         behind = httpx.get(f"{url}/health")
-        assert_problem(behind, 503)
+        assert_error(behind, 503)
         assert "`alembic upgrade head`" in behind.json()["detail"]
 
 
@@ -136,7 +136,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
                     cut_off += 1
             statuses[status] += 1
 
-    async with crowd_client(service.base_url) as client, asyncio.TaskGroup() as group:
+    async with concurrent_client(service.base_url) as client, asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
             group.create_task(use(client))
         await asyncio.to_thread(until, lambda: statuses.total() > 10 * CLIENTS)

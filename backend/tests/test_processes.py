@@ -16,9 +16,9 @@ import httpx
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
-from backend.tests.crowd import until
+from backend.tests.concurrency import until
 from backend.tests.database import execute
-from backend.tests.leftovers import assert_ending, assert_none_is_left, members, processes
+from backend.tests.process_checks import assert_ending, assert_none_is_left, members, processes
 from backend.tests.serving import ROOT, Service, as_process, free_port
 
 PROGRAMS = Path(sys.executable).parent

@@ -179,7 +179,7 @@ def test_a_key_that_was_rotated_in_is_fetched_with_its_first_token(
     better_auth: str, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The keys have just been fetched, and nobody wants to wait until they may be again.
-    monkeypatch.setattr(auth, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(auth, "MIN_REFRESH_INTERVAL", 0)
     early, late = sign_up(better_auth), sign_up(better_auth)
     with (
         in_thread(settings(shared_database, **trusting(better_auth))) as base_url,

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 NOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -66,8 +66,8 @@ def test_the_user_is_made_with_the_first_task_and_only_then(
         return len(execute(database_url, "SELECT id FROM users WHERE id = %s", (user,)))
 
     assert client.get(tasks).status_code == 200
-    assert_problem(client.post(tasks, json={"title": ""}), 422, "body", "title")
-    assert_problem(client.put(f"{tasks}/{uuid4()}", json={"title": "Buy milk"}), 404)
+    assert_error(client.post(tasks, json={"title": ""}), 422, "body", "title")
+    assert_error(client.put(f"{tasks}/{uuid4()}", json={"title": "Buy milk"}), 404)
     assert made() == 0
     with ThreadPoolExecutor(8) as pool:
         created = list(pool.map(lambda n: client.post(tasks, json={"title": str(n)}), range(8)))
@@ -126,7 +126,7 @@ def test_a_task_made_again_after_its_deletion_never_has_an_etag_it_had(client: h
 @pytest.mark.parametrize("key", [b"", b"k" * 256, "ключ".encode(), b"caf\xe9", b"a\tb"])
 def test_what_is_no_key_is_refused(client: httpx.Client, tasks: str, key: bytes) -> None:
     refused = client.post(tasks, json={"title": "Buy milk"}, headers={b"Idempotency-Key": key})
-    assert_problem(refused, 422, "header", "idempotency-key")
+    assert_error(refused, 422, "header", "idempotency-key")
     assert client.get(tasks).json() == []
 
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import httpx
 
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 
 def test_a_deleted_task_is_gone_for_good(client: httpx.Client, tasks: str) -> None:
@@ -21,7 +21,7 @@ def test_a_deleted_task_is_gone_for_good(client: httpx.Client, tasks: str) -> No
         client.patch(f"{path}/complete"),
         client.delete(path),
     ):
-        assert_problem(answer, 404)
+        assert_error(answer, 404)
     assert client.get(tasks).json() == [kept.json()]
 
 
@@ -36,6 +36,6 @@ def test_nobody_deletes_tasks_of_others(client: httpx.Client, tasks: str) -> Non
     path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
     stranger = f"/api/{uuid4()}/tasks"
     answers = [client.delete(f"{stranger}/{i}") for i in (path.rpartition("/")[2], uuid4())]
-    assert_problem(answers[0], 404)
+    assert_error(answers[0], 404)
     assert answers[0].content == answers[1].content
     assert client.get(path).status_code == 200

@@ -9,7 +9,7 @@ import pytest
 
 from backend.core import route, schema
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.serving import in_thread, settings
 
 JSON = {"Content-Type": "application/json"}
@@ -54,7 +54,7 @@ with_a_body = pytest.mark.parametrize(("method", "path"), [("POST", TASKS), ("PU
     ],
 )
 def test_a_body_that_is_not_json_is_400(client: httpx.Client, method: str, path: str, body: bytes) -> None:
-    assert_problem(client.request(method, path, content=body, headers=JSON), 400)
+    assert_error(client.request(method, path, content=body, headers=JSON), 400)
 
 
 @with_a_body
@@ -64,8 +64,8 @@ def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str)
     accepted = 201 if method == "POST" else 404
     assert client.request(method, path, content=valid.ljust(LARGEST), headers=JSON).status_code == accepted
     larger = valid.ljust(LARGEST + 1)
-    assert_problem(client.request(method, path, content=larger, headers=JSON), 413)
-    assert_problem(client.request(method, path, content=iter([larger[:9], larger[9:]]), headers=JSON), 413)
+    assert_error(client.request(method, path, content=larger, headers=JSON), 413)
+    assert_error(client.request(method, path, content=iter([larger[:9], larger[9:]]), headers=JSON), 413)
 
 
 def test_a_body_that_never_ends_is_408_and_the_end_of_the_connection(
@@ -86,7 +86,7 @@ def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(
 ) -> None:
     headers = {} if media_type is None else {"Content-Type": media_type}
     refused = client.post(TASKS, content=b'{"title": "Buy milk"}', headers=headers)
-    assert_problem(refused, 422, "body")
+    assert_error(refused, 422, "body")
     assert "application/json" in refused.json()["detail"][0]["msg"]
 
 
@@ -106,7 +106,7 @@ def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
 def test_an_unknown_path_is_404(client: httpx.Client, method: str, path: str) -> None:
-    assert_problem(client.request(method, path), 404)
+    assert_error(client.request(method, path), 404)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.replace(TASK, "TASK").replace(TASKS, "TASKS"))
@@ -117,7 +117,7 @@ def test_a_method_that_is_not_there_is_405_and_told_which_are(client: httpx.Clie
             assert response.status_code == 405
             assert response.content == b""
         else:
-            assert_problem(response, 405)
+            assert_error(response, 405)
         assert {allowed.strip() for allowed in response.headers["Allow"].split(",")} == METHODS[path], method
 
 
@@ -147,7 +147,7 @@ def test_a_422_says_where_and_why_and_not_what(
     client: httpx.Client, method: str, path: str, headers: dict[str, str], body: str, loc: tuple[str, ...]
 ) -> None:
     refused = client.request(method, path, headers=JSON | headers, content=body)
-    assert_problem(refused, 422, *loc)
+    assert_error(refused, 422, *loc)
     assert CANARY.lower() not in refused.text.lower()
 
 
@@ -162,7 +162,7 @@ def test_a_422_for_an_id_does_not_even_quote_a_letter(client: httpx.Client) -> N
 )
 def test_no_error_repeats_what_was_sent(client: httpx.Client, method: str, path: str, status: int) -> None:
     response = client.request(method, path, content=f'{{"title": {CANARY}', headers=JSON | {"If-Match": CANARY})
-    assert_problem(response, status)
+    assert_error(response, status)
     assert CANARY not in response.text
 
 
@@ -187,7 +187,7 @@ def broken(empty_database_url: str) -> Iterator[httpx.Client]:
 def test_a_missing_schema_is_503_and_says_what_mends_it(broken: httpx.Client, empty_database_url: str) -> None:
     for method, path, body in EVERY_OPERATION:
         response = broken.request(method, path, json=body)
-        assert_problem(response, 503)
+        assert_error(response, 503)
         assert "`alembic upgrade head`" in response.json()["detail"]
         assert "nothing was written" in response.json()["detail"]
         assert int(response.headers["Retry-After"]) > 0
@@ -206,7 +206,7 @@ def test_a_bug_is_a_500_that_says_nothing_of_the_inside(broken: httpx.Client, em
     )
     origin = {"Origin": "http://localhost:3000"}
     failed = broken.post(TASKS, json={"title": "Buy milk"}, headers=origin | {"X-Request-ID": "mine"})
-    assert_problem(failed, 500)
+    assert_error(failed, 500)
     assert CANARY not in failed.text
     assert "tasks" not in failed.text
     assert failed.headers["X-Request-ID"] == "mine"
@@ -219,7 +219,7 @@ def test_a_database_that_is_away_is_503(client: httpx.Client) -> None:
     with in_thread(settings(away)) as url, httpx.Client(base_url=url) as alone:
         for method, path, body in EVERY_OPERATION:
             response = alone.request(method, path, json=body)
-            assert_problem(response, 503)
+            assert_error(response, 503)
             assert "nothing was written" in response.json()["detail"]
             assert int(response.headers["Retry-After"]) > 0
             assert CANARY not in response.text

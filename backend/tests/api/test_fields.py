@@ -5,7 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 Write = Callable[[bytes | dict[str, object]], httpx.Response]
 
@@ -44,7 +44,7 @@ def test_a_title_is_stripped_and_otherwise_kept_to_the_letter(write: Write, give
 
 @pytest.mark.parametrize("given", ["x" * 256, "😀" * 256, "", " \t\n\u3000", "nul\0", None, 5, True, ["x"], {"x": 1}])
 def test_what_is_no_title_is_refused(write: Write, given: object) -> None:
-    assert_problem(write({"title": given}), 422, "body", "title")
+    assert_error(write({"title": given}), 422, "body", "title")
 
 
 @pytest.mark.parametrize("given", ["", "  two\nlines  ", "x" * 2000, "😀" * 2000, None])
@@ -56,7 +56,7 @@ def test_a_description_is_kept_to_the_letter(write: Write, given: str | None) ->
 
 @pytest.mark.parametrize("given", ["x" * 2001, "😀" * 2001, "nul\0", 5, False, [], {}])
 def test_what_is_no_description_is_refused(write: Write, given: object) -> None:
-    assert_problem(write({"description": given}), 422, "body", "description")
+    assert_error(write({"description": given}), 422, "body", "description")
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -66,7 +66,7 @@ def test_completed_is_a_boolean(write: Write, given: bool) -> None:
 
 @pytest.mark.parametrize("given", [0, 1, 1.0, "true", "yes", "", None, [], {}])
 def test_completed_is_nothing_but_a_boolean(write: Write, given: object) -> None:
-    assert_problem(write({"completed": given}), 422, "body", "completed")
+    assert_error(write({"completed": given}), 422, "body", "completed")
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,15 @@ def test_completed_is_nothing_but_a_boolean(write: Write, given: object) -> None
     [("title", rb'{"title": "\ud83d"}'), ("description", rb'{"title": "Buy milk", "description": "\ude00\ud83d"}')],
 )
 def test_half_a_surrogate_pair_is_refused(write: Write, field: str, body: bytes) -> None:
-    assert_problem(write(body), 422, "body", field)
+    assert_error(write(body), 422, "body", field)
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"title"', b"1", b"true"])
 def test_a_body_that_is_no_object_is_refused(write: Write, body: bytes) -> None:
-    assert_problem(write(body), 422, "body")
+    assert_error(write(body), 422, "body")
 
 
 def test_all_refused_fields_are_named_at_once(write: Write) -> None:
     refused = write({"title": "", "description": 5, "completed": "no"})
-    assert_problem(refused, 422)
+    assert_error(refused, 422)
     assert [error["loc"][-1] for error in refused.json()["detail"]] == ["title", "description", "completed"]

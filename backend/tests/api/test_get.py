@@ -5,7 +5,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 NO_UUID = ["x", "%20", "12345678-1234-1234-1234-12345678901", "%00", "1" * 33]
 
@@ -51,20 +51,20 @@ def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: 
 
 
 def test_no_task_no_answer(client: httpx.Client, tasks: str) -> None:
-    assert_problem(client.get(f"{tasks}/{uuid4()}"), 404)
-    assert_problem(client.get(f"{tasks}/{uuid4()}", headers={"If-None-Match": "*"}), 404)
+    assert_error(client.get(f"{tasks}/{uuid4()}"), 404)
+    assert_error(client.get(f"{tasks}/{uuid4()}", headers={"If-None-Match": "*"}), 404)
 
 
 def test_a_strangers_task_looks_like_none(client: httpx.Client, tasks: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"}).json()["id"]
     answers = [client.get(f"{tasks}/{task_id}") for task_id in (theirs, uuid4())]
-    assert_problem(answers[0], 404)
+    assert_error(answers[0], 404)
     assert answers[0].content == answers[1].content
     assert list(answers[0].headers) == list(answers[1].headers)
 
 
 @pytest.mark.parametrize("text", NO_UUID)
 def test_ids_are_uuids(client: httpx.Client, tasks: str, text: str) -> None:
-    assert_problem(client.get(f"{tasks}/{text}"), 422, "path", "task_id")
-    assert_problem(client.get(f"/api/{text}/tasks/{uuid4()}"), 422, "path", "user_id")
-    assert_problem(client.get(f"/api/{text}/tasks"), 422, "path", "user_id")
+    assert_error(client.get(f"{tasks}/{text}"), 422, "path", "task_id")
+    assert_error(client.get(f"/api/{text}/tasks/{uuid4()}"), 422, "path", "user_id")
+    assert_error(client.get(f"/api/{text}/tasks"), 422, "path", "user_id")

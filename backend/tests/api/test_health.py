@@ -4,7 +4,7 @@ import httpx
 
 from backend.core import schema
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.serving import in_thread, settings
 
 
@@ -22,7 +22,7 @@ def test_without_its_database_it_lives_and_does_not_work() -> None:
     with in_thread(settings("postgresql://127.0.0.1:1/")) as url, httpx.Client(base_url=url) as client:
         assert client.get("/health/live").json() == {"status": "ok"}
         unwell = client.get("/health")
-        assert_problem(unwell, 503)
+        assert_error(unwell, 503)
         assert "reached" in unwell.json()["detail"]
         assert unwell.headers["Retry-After"]
 
@@ -32,7 +32,7 @@ def test_it_works_once_the_schema_is_at_head(empty_database_url: str) -> None:
 
         def assert_unwell() -> None:
             unwell = client.get("/health")
-            assert_problem(unwell, 503)
+            assert_error(unwell, 503)
             assert "`alembic upgrade head`" in unwell.json()["detail"]
             assert client.get("/health/live").status_code == 200
 

@@ -13,8 +13,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.tests.crowd import until
-from backend.tests.problem import assert_problem
+from backend.tests.concurrency import until
+from backend.tests.errors import assert_error
 from backend.tests.serving import as_process
 
 NAUGHTY: list[str] = json.loads((Path(__file__).parents[1] / "data" / "naughty-strings.json").read_text("utf-8"))
@@ -39,7 +39,7 @@ def task(client: httpx.Client, tasks: str) -> str:
 
 def _is_refused(response: httpx.Response, status: int) -> None:
     """It is an error of this status, with nothing in it of what was marked."""
-    assert_problem(response, status)
+    assert_error(response, status)
     assert MARK not in response.text
     assert MARK not in str(response.headers)
 

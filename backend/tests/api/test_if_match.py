@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from backend.tests.database import holding_up_writes
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 Headers = dict[str, str] | list[tuple[str, str]]
 Write = Callable[[httpx.Client, str, Headers], httpx.Response]
@@ -38,7 +38,7 @@ def test_what_was_not_seen_is_left_alone(client: httpx.Client, tasks: str, write
     created = client.post(tasks, json={"title": "Buy milk"})
     etag = created.headers["ETag"]
     match = match.format(etag=etag, bare=etag.strip('"'))
-    assert_problem(write(client, created.headers["Location"], {"If-Match": match}), 412)
+    assert_error(write(client, created.headers["Location"], {"If-Match": match}), 412)
     found = client.get(created.headers["Location"])
     assert found.json() == created.json()
     assert found.headers["ETag"] == etag
@@ -48,7 +48,7 @@ def test_what_was_not_seen_is_left_alone(client: httpx.Client, tasks: str, write
 def test_what_has_changed_since_is_left_alone(client: httpx.Client, tasks: str, write: Write) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     changed = client.put(created.headers["Location"], json={"title": "Buy oat milk"})
-    assert_problem(write(client, created.headers["Location"], {"If-Match": created.headers["ETag"]}), 412)
+    assert_error(write(client, created.headers["Location"], {"If-Match": created.headers["ETag"]}), 412)
     assert client.get(created.headers["Location"]).json() == changed.json()
 
 
@@ -64,7 +64,7 @@ def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: 
 def test_where_there_is_no_task_that_is_said(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
     for task_id in (theirs.json()["id"], uuid4()):
-        assert_problem(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
+        assert_error(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
 
 
 def test_without_it_the_last_write_wins(client: httpx.Client, tasks: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from backend.core import schema
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.serving import in_thread, settings
 
 
@@ -109,7 +109,7 @@ def test_a_page_has_fifty_tasks_unless_told_otherwise(
     ],
 )
 def test_what_is_no_such_parameter_is_refused(client: httpx.Client, tasks: str, name: str, value: str) -> None:
-    assert_problem(client.get(tasks, params={name: value}), 422, "query", name)
+    assert_error(client.get(tasks, params={name: value}), 422, "query", name)
 
 
 def test_cursors_are_taken_as_they_were_given_and_not_with_an_offset(client: httpx.Client, tasks: str) -> None:
@@ -117,9 +117,9 @@ def test_cursors_are_taken_as_they_were_given_and_not_with_an_offset(client: htt
     cursor = dict(parameters(client.get(tasks, params={"limit": 1}).links["next"]))["cursor"]
     assert len(ids(client.get(tasks, params={"cursor": cursor}))) == 1
     for changed in (cursor[:-1], cursor + "0", f" {cursor}", f"{cursor}\n", cursor.replace("-", "_")):
-        assert_problem(client.get(tasks, params={"cursor": changed}), 422, "query", "cursor")
+        assert_error(client.get(tasks, params={"cursor": changed}), 422, "query", "cursor")
     for offset in (0, 1):
-        assert_problem(client.get(tasks, params={"cursor": cursor, "offset": offset}), 422, "query", "cursor")
+        assert_error(client.get(tasks, params={"cursor": cursor, "offset": offset}), 422, "query", "cursor")
     # Somebody else's leads nowhere but into one's own list.
     assert ids(client.get(f"/api/{uuid4()}/tasks", params={"cursor": cursor})) == []
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from backend.tests.database import holding_up_writes
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_a_body_that_does_not_say_which_is_refused_and_flips_nothing(
 ) -> None:
     before = client.get(task)
     refused = client.patch(f"{task}/complete", content=body, headers={"Content-Type": "application/json"})
-    assert_problem(refused, 422, *loc)
+    assert_error(refused, 422, *loc)
     assert client.get(task).headers["ETag"] == before.headers["ETag"]
 
 
 def test_a_body_that_is_not_said_to_be_json_flips_nothing(client: httpx.Client, task: str) -> None:
     before = client.get(task)
     refused = client.patch(f"{task}/complete", content=b'{"completed": false}', headers={"Content-Type": "text/plain"})
-    assert_problem(refused, 422, "body")
+    assert_error(refused, 422, "body")
     assert client.get(task).headers["ETag"] == before.headers["ETag"]
 
 
@@ -80,6 +80,6 @@ def test_101_flips_at_once_are_101_flips(client: httpx.Client, task: str, databa
 def test_no_task_no_flip(client: httpx.Client, tasks: str, task: str) -> None:
     stranger = f"/api/{uuid4()}/tasks"
     answers = [client.patch(f"{stranger}/{i}/complete") for i in (task.rpartition("/")[2], uuid4())]
-    assert_problem(answers[0], 404)
+    assert_error(answers[0], 404)
     assert answers[0].content == answers[1].content
     assert client.get(task).json()["completed"] is False

@@ -6,7 +6,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 
 WHOLE = {"title": "Buy milk", "description": "Two bottles", "completed": True}
 
@@ -39,8 +39,8 @@ def test_a_body_that_names_no_field_changes_nothing(client: httpx.Client, tasks:
     assert updated.status_code == 200
     assert updated.json() == created.json()
     assert updated.headers["ETag"] == created.headers["ETag"]
-    assert_problem(client.put(created.headers["Location"], json=body, headers={"If-Match": '"other"'}), 412)
-    assert_problem(client.put(f"{tasks}/{uuid4()}", json=body), 404)
+    assert_error(client.put(created.headers["Location"], json=body, headers={"If-Match": '"other"'}), 412)
+    assert_error(client.put(f"{tasks}/{uuid4()}", json=body), 404)
 
 
 def test_whole_tasks_can_be_sent_back(client: httpx.Client, tasks: str) -> None:
@@ -76,7 +76,7 @@ def test_every_write_moves_updated_at_on_and_leaves_created_at(client: httpx.Cli
 def test_no_task_no_update(client: httpx.Client, tasks: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Theirs"})
     answers = [client.put(f"{tasks}/{i}", json={"title": "Mine"}) for i in (theirs.json()["id"], uuid4())]
-    assert_problem(answers[0], 404)
+    assert_error(answers[0], 404)
     assert answers[0].content == answers[1].content
     assert client.get(theirs.headers["Location"]).json() == theirs.json()
     assert client.get(tasks).json() == []

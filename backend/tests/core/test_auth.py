@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from backend.tests.errors import assert_error
 from backend.tests.issuer import Issuer, Key, base64url, bearer, publishing, token
-from backend.tests.problem import assert_problem
 from backend.tests.serving import as_process, free_port, in_thread, settings
 
 SECRET = b"a secret that was published by mistake"
@@ -67,7 +67,7 @@ def api(database_url: str, issuer: Issuer) -> Iterator[httpx.Client]:
 
 def assert_refused(response: httpx.Response, challenge: str = 'Bearer error="invalid_token"') -> None:
     """Assert a 401 in one sentence."""
-    assert_problem(response, 401)
+    assert_error(response, 401)
     assert response.headers.get_list("WWW-Authenticate") == [challenge]
     assert re.fullmatch(r"[A-Z][^.!?]+\.", response.json()["detail"])
 
@@ -519,12 +519,12 @@ def test_every_operation_is_for_the_user_of_the_path_only(
     before = api.get(tasks, headers=own).json()
     for name, response in six_operations(api, tasks, task_id, issuer.bearer(str(uuid4()))):
         assert response.status_code == 403, name
-        assert_problem(response, 403)
+        assert_error(response, 403)
         assert "WWW-Authenticate" not in response.headers
     for _, response in six_operations(api, tasks, task_id, {}):
         assert_refused(response, "Bearer")
     assert api.get(tasks, headers=own).json() == before
-    assert_problem(api.get(f"/api/{uuid4()}/tasks/{task_id}", headers=own), 403)
+    assert_error(api.get(f"/api/{uuid4()}/tasks/{task_id}", headers=own), 403)
     statuses = {name: response.status_code for name, response in six_operations(api, tasks, task_id, own)}
     assert statuses == {
         "create_task": 201,
@@ -542,7 +542,7 @@ def test_every_operation_is_for_the_user_of_the_path_only(
 def test_a_subject_that_is_no_user_id_is_nobody_here(
     api: httpx.Client, issuer: Issuer, user: str, tasks: str, subject: str
 ) -> None:
-    assert_problem(api.get(tasks, headers=issuer.bearer(subject.format(user=user))), 403)
+    assert_error(api.get(tasks, headers=issuer.bearer(subject.format(user=user))), 403)
 
 
 @pytest.mark.parametrize(
@@ -602,7 +602,7 @@ def test_who_has_no_token_is_not_told_what_else_is_wrong(api: httpx.Client, task
 
 @pytest.mark.parametrize("subject", ["{user}", "nobody"])
 def test_a_path_that_is_no_user_id_is_nobodys(api: httpx.Client, issuer: Issuer, user: str, subject: str) -> None:
-    assert_problem(api.get("/api/nobody/tasks", headers=issuer.bearer(subject.format(user=user))), 403)
+    assert_error(api.get("/api/nobody/tasks", headers=issuer.bearer(subject.format(user=user))), 403)
 
 
 def test_nobody_without_a_token_reaches_the_database(issuer: Issuer, user: str, tasks: str) -> None:
@@ -610,7 +610,7 @@ def test_nobody_without_a_token_reaches_the_database(issuer: Issuer, user: str, 
     with in_thread(settings(nowhere, **issuer.settings)) as base_url, httpx.Client(base_url=base_url) as api:
         assert api.get(tasks, headers=issuer.bearer(user)).status_code == 503
         assert_refused(api.get(tasks), "Bearer")
-        assert_problem(api.get(tasks, headers=issuer.bearer(str(uuid4()))), 403)
+        assert_error(api.get(tasks, headers=issuer.bearer(str(uuid4()))), 403)
 
 
 def test_no_log_tells_a_token_or_who_somebody_is(

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from backend.core import auth
+from backend.tests.errors import assert_error
 from backend.tests.issuer import Answer, Issuer, Key, base64url, bearer, drip, hang_up, publishing, reply
-from backend.tests.problem import assert_problem
 from backend.tests.serving import in_thread, settings
 
 # Seconds until something that should have happened at once is taken for not happening.
@@ -144,7 +144,7 @@ def test_all_who_come_before_the_first_key_wait_for_one_fetch(database_url: str,
 def test_there_are_never_two_fetches_at_once(
     api: httpx.Client, issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "PAUSE_SECONDS", -1)
+    monkeypatch.setattr(auth, "MIN_REFRESH_INTERVAL", -1)
     with ThreadPoolExecutor(21) as crowd:
         with issuer.hanging():
             strangers = [crowd.submit(visit, api, issuer, Key())]
@@ -218,7 +218,7 @@ def test_a_new_key_is_not_judged_while_the_issuer_is_away(api: httpx.Client, iss
     issuer.answer = hang_up
     clock.forward(60)
     refused = ask(api, issuer, issuer.keys[-1])
-    assert_problem(refused, 503)
+    assert_error(refused, 503)
     issuer.answer = None
     clock.forward(int(refused.headers["Retry-After"]) + 0.1)
     assert visit(api, issuer, issuer.keys[-1]) == 200
@@ -229,7 +229,7 @@ def test_a_new_key_is_not_judged_while_the_issuer_is_away(api: httpx.Client, iss
 def test_without_any_key_yet_nobody_is_judged(keyless: httpx.Client, hopeless: Issuer, answer: Answer) -> None:
     hopeless.answer = answer
     refused = ask(keyless, hopeless)
-    assert_problem(refused, 503)
+    assert_error(refused, 503)
     assert int(refused.headers["Retry-After"]) > 0
     assert hopeless.fetches == 1
 
@@ -370,7 +370,7 @@ def test_a_checked_token_is_remembered_for_a_minute_and_no_longer_than_it_lives(
 
 
 def test_it_remembers_only_so_many_tokens(api: httpx.Client, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "REMEMBER_TOKENS", 3)
+    monkeypatch.setattr(auth, "TOKEN_CACHE_SIZE", 3)
     users = [str(uuid4()) for _ in range(10)]
     tokens = {user: issuer.bearer(user) for user in users}
 
@@ -384,7 +384,7 @@ def test_it_remembers_only_so_many_tokens(api: httpx.Client, issuer: Issuer, mon
 
 def remove_the_key(api: httpx.Client, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the issuer's key by another, and let the service know."""
-    monkeypatch.setattr(auth, "PAUSE_SECONDS", -1)
+    monkeypatch.setattr(auth, "MIN_REFRESH_INTERVAL", -1)
     removed, issuer.keys = issuer.keys[0], [Key()]
     assert visit(api, issuer) == 200
     assert visit(api, issuer, removed) == 401

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from uvicorn.config import STARTUP_FAILURE
 
 from backend.main import create_app
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.serving import ROOT, in_thread, settings
 
 NAMES = ("auth_jwks_url", "auth_issuer", "auth_audience")
@@ -109,7 +109,7 @@ def test_the_document_asks_for_a_token_where_one_is_needed(api: httpx.Client) ->
         assert ({"401", "403"} & set(operation["responses"])) == ({"401", "403"} if guarded else set())
     for name in OPERATIONS:
         unauthorized = operations[name]["responses"]["401"]
-        assert unauthorized["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert unauthorized["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
         assert "WWW-Authenticate" in unauthorized["headers"]
 
 
@@ -132,7 +132,7 @@ def test_every_route_to_a_users_tasks_is_guarded(app: FastAPI, api: httpx.Client
     assert len(guarded) >= len(OPERATIONS)
     for method, path in guarded:
         response = api.request(method, path.format(user_id=uuid4(), task_id=uuid4()), json={"title": "Buy milk"})
-        assert_problem(response, 401)
+        assert_error(response, 401)
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
@@ -148,5 +148,5 @@ def test_a_browser_may_ask_without_a_token_what_it_may_send_and_can_read_the_ref
     assert asked.status_code == 200
     assert "authorization" in asked.headers["Access-Control-Allow-Headers"].lower()
     refused = api.get(f"/api/{uuid4()}/tasks", headers=origin)
-    assert_problem(refused, 401)
+    assert_error(refused, 401)
     assert refused.headers["Access-Control-Allow-Origin"] == origin["Origin"]

@@ -13,10 +13,10 @@ import pytest
 
 from backend.core import connection, schema
 from backend.core.db import Session, Statement
-from backend.core.errors import DOUBTFUL, UNTOUCHED
-from backend.tests.crowd import Call, at_once, until
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.tests.concurrency import Call, at_once, until
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.proxy import Cut, Goodbye, Proxy, proxied
 from backend.tests.serving import in_thread, settings
 
@@ -131,9 +131,9 @@ def test_a_statement_whose_connection_breaks_is_repeated_where_that_is_safe(
     answer = case.send()
     assert proxy.faults == []
     if operation.kind == "once":
-        assert_problem(answer, 503)
+        assert_error(answer, 503)
         assert answer.headers["Retry-After"] == "1"
-        assert answer.json()["detail"].endswith(f"; {DOUBTFUL}.")
+        assert answer.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
         assert case.times_written() == (cut != "before the statement")
     else:
         assert answer.status_code == operation.status
@@ -151,8 +151,8 @@ def test_a_statement_is_repeated_once_and_then_the_client_is_told(
     case = Case(client, tasks, operation)
     proxy.faults = ["before the answer", "before the answer"]
     answer = case.send()
-    assert_problem(answer, 503)
-    assert answer.json()["detail"].endswith(f"; {UNTOUCHED if operation.kind == 'read' else DOUBTFUL}.")
+    assert_error(answer, 503)
+    assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN if operation.kind == 'read' else MAYBE_WRITTEN}.")
     assert len(proxy.faults) == (operation.kind == "once")
     proxy.faults = []
     assert (
@@ -171,9 +171,9 @@ def test_a_database_that_is_away_has_written_nothing(
         answer = case.send()
     finally:
         proxy.accept()
-    assert_problem(answer, 503)
+    assert_error(answer, 503)
     assert answer.headers["Retry-After"] == "1"
-    assert answer.json()["detail"].endswith(f"; {UNTOUCHED}.")
+    assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
     assert case.times_written() == 0
 
 
@@ -200,8 +200,8 @@ def test_a_farewell_at_work_is_a_connection_that_breaks(client: httpx.Client, pr
     assert client.get(location).status_code == 200
     proxy.faults = ["farewell"]
     flipped = client.patch(f"{location}/complete")
-    assert_problem(flipped, 503)
-    assert flipped.json()["detail"].endswith(f"; {DOUBTFUL}.")
+    assert_error(flipped, 503)
+    assert flipped.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
 
 
 def test_what_a_repetition_meets_does_not_hide_that_the_first_try_is_in_doubt(
@@ -223,8 +223,8 @@ def test_what_a_repetition_meets_does_not_hide_that_the_first_try_is_in_doubt(
         until(lambda: execute(empty_database_url, waiting) not in ([], [(first,)]))
         cursor.execute("ALTER TABLE tasks RENAME TO elsewhere")
         other.commit()
-        assert_problem(created.result(), 503)
-        assert created.result().json()["detail"].endswith(f"; {DOUBTFUL}.")
+        assert_error(created.result(), 503)
+        assert created.result().json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
 
 
 def test_connections_are_replaced_before_the_database_may_close_them(

@@ -18,10 +18,10 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from backend.core import embedded, schema
-from backend.core.errors import DOUBTFUL, UNTOUCHED
-from backend.tests.crowd import crowd_client, until
-from backend.tests.leftovers import assert_ending, processes
-from backend.tests.problem import assert_problem
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.tests.concurrency import concurrent_client, until
+from backend.tests.errors import assert_error
+from backend.tests.process_checks import assert_ending, processes
 from backend.tests.serving import in_thread, settings
 
 CLIENTS = 12
@@ -93,10 +93,10 @@ class Ledger:
         self.changed.set()
         if response.status_code == success:
             return "done"
-        assert_problem(response, 503)
+        assert_error(response, 503)
         assert response.headers["Retry-After"] == "1"
         outcome: str = response.json()["detail"].split("; ")[1].removesuffix(".")
-        assert outcome in (UNTOUCHED, DOUBTFUL)
+        assert outcome in (NOT_WRITTEN, MAYBE_WRITTEN)
         return outcome
 
     async def more(self, count: int, *, served: bool) -> None:
@@ -130,7 +130,7 @@ async def kill_under_load(database: Database, base_url: str, tasks: str, ledger:
     """Kill the database again and again while clients are at work; the seconds after which the service was back."""
     recoveries = []
     stop = asyncio.Event()
-    async with crowd_client(base_url) as client, asyncio.TaskGroup() as group:
+    async with concurrent_client(base_url) as client, asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
             group.create_task(use(client, tasks, ledger, stop))
         for _ in range(KILLS):
@@ -155,11 +155,11 @@ def test_what_was_answered_is_true_when_the_database_dies(database: Database, ta
             f"\nanswers {dict(ledger.statuses)}\ncreations, as told and as found {dict(found)}\nback in s {recoveries}"
         )
         for outcome, times in found:
-            assert times in {"done": (1,), UNTOUCHED: (0,), DOUBTFUL: (0, 1)}[outcome]
+            assert times in {"done": (1,), NOT_WRITTEN: (0,), MAYBE_WRITTEN: (0, 1)}[outcome]
         for location, flips in ledger.flips.items():
             task = client.get(location)
             written = version(task) - ledger.versions[location]
-            assert flips["done"] <= written <= flips["done"] + flips[DOUBTFUL]
+            assert flips["done"] <= written <= flips["done"] + flips[MAYBE_WRITTEN]
             assert task.json()["completed"] == bool(written % 2)
 
 

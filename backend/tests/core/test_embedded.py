@@ -16,7 +16,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from backend.core import embedded
 from backend.tests.database import execute
-from backend.tests.leftovers import assert_none_is_left, processes
+from backend.tests.process_checks import assert_none_is_left, processes
 from backend.tests.serving import ROOT
 
 USE = """

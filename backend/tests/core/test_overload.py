@@ -8,10 +8,10 @@ import httpx
 import psycopg2
 import pytest
 
-from backend.core.errors import DOUBTFUL, UNTOUCHED
-from backend.tests.crowd import Call, at_once, until
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.tests.concurrency import Call, at_once, until
 from backend.tests.database import execute
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, proxied
 from backend.tests.serving import in_thread, settings
 
@@ -75,15 +75,15 @@ def test_a_silent_database_keeps_nobody_waiting(proxy: Proxy, tasks: str) -> Non
             proxy.thaw()
         assert answers.pop().status_code == 200
         for answer in answers:
-            assert_problem(answer, 503)
+            assert_error(answer, 503)
             assert answer.headers["Retry-After"] == "1"
         told = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
         late, busy = "The database did not answer in time", "All connections to the database are busy"
         assert {reason for reason, _ in told} == {late, busy}
-        assert told.keys() <= {(late, f"{UNTOUCHED}."), (late, f"{DOUBTFUL}."), (busy, f"{UNTOUCHED}.")}
+        assert told.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
         until(lambda: client.get("/health").status_code == 200)
         created = sum(task["title"] == "b" for task in client.get(tasks).json())
-        assert created <= told[late, f"{DOUBTFUL}."] <= 2
+        assert created <= told[late, f"{MAYBE_WRITTEN}."] <= 2
 
 
 def test_an_answer_that_stops_before_its_end_holds_up_nobody_else(proxy: Proxy, tasks: str) -> None:
@@ -91,8 +91,8 @@ def test_an_answer_that_stops_before_its_end_holds_up_nobody_else(proxy: Proxy, 
         location = client.post(tasks, json={"title": "a"}).headers["Location"]
         proxy.faults = ["silence before the end of the answer"]
         toggle, *others = at_once(url, [Call("PATCH", f"{location}/complete"), *[Call("GET", "/health/live")] * 4])
-        assert_problem(toggle, 503)
-        assert toggle.json()["detail"].endswith(f"; {DOUBTFUL}.")
+        assert_error(toggle, 503)
+        assert toggle.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
         assert [other.status_code for other in others] == [200] * 4
         assert client.get(location).json()["completed"] is True
 
@@ -112,9 +112,9 @@ def test_what_a_slow_database_is_too_late_for_is_said_to_be_in_doubt(proxy: Prox
         until(lambda: client.get("/health").status_code == 200)
         flips = version(client.get(location)) - version(task)
         outcomes = Counter("done" if a.status_code == 200 else a.json()["detail"].split("; ")[1] for a in answers)
-        assert outcomes.keys() <= {"done", f"{UNTOUCHED}.", f"{DOUBTFUL}."}
-        assert outcomes[f"{UNTOUCHED}."] > 0
-        assert outcomes["done"] <= flips <= outcomes["done"] + outcomes[f"{DOUBTFUL}."]
+        assert outcomes.keys() <= {"done", f"{NOT_WRITTEN}.", f"{MAYBE_WRITTEN}."}
+        assert outcomes[f"{NOT_WRITTEN}."] > 0
+        assert outcomes["done"] <= flips <= outcomes["done"] + outcomes[f"{MAYBE_WRITTEN}."]
 
 
 def test_a_late_statement_keeps_its_turn_until_it_ends(database_url: str, tasks: str) -> None:
@@ -130,7 +130,7 @@ def test_a_late_statement_keeps_its_turn_until_it_ends(database_url: str, tasks:
             cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task.json()["id"],))
             for reason in ("The database did not answer in time", *["All connections to the database are busy"] * 6):
                 toggled = client.patch(f"{location}/complete")
-                assert_problem(toggled, 503)
+                assert_error(toggled, 503)
                 assert toggled.json()["detail"].startswith(reason)
                 assert len(execute(database_url, waiting, (this_task,))) == 1
             other.rollback()

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from backend.core import schema
-from backend.tests.problem import assert_problem
+from backend.tests.errors import assert_error
 from backend.tests.serving import as_process, free_port, in_thread, settings
 
 # The embedded PostgreSQL is built without TLS.
@@ -130,7 +130,7 @@ def test_a_wrong_password_is_a_503_that_does_not_tell_it(server: Server, tmp_pat
     env = {"DATABASE_URL": server.url(password=PASSWORD + "!", **NEON), "LOG_LEVEL": "debug"}
     with as_process(tmp_path, env=env) as service:
         response = httpx.get(f"{service.base_url}/api/{uuid4()}/tasks", timeout=30)
-        assert_problem(response, 503)
+        assert_error(response, 503)
     _tells_no_password(response.text)
     assert "password authentication failed" in service.log
     _tells_no_password(service.log)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from backend.core import schema
-from backend.models.task import Task
+from backend.models.task import TaskRead
 from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
@@ -25,7 +25,7 @@ TEXTS = [
 
 
 def assert_as_the_model_writes_it(written: bytes) -> None:
-    assert Task.model_validate_json(written).model_dump_json().encode() == written
+    assert TaskRead.model_validate_json(written).model_dump_json().encode() == written
 
 
 def test_text_is_written_as_the_model_writes_it(client: httpx.Client, tasks: str) -> None:

@@ -17,7 +17,7 @@ class Call(NamedTuple):
     headers: dict[str, str] | None = None
 
 
-def crowd_client(base_url: str) -> httpx.AsyncClient:
+def concurrent_client(base_url: str) -> httpx.AsyncClient:
     """A client that opens as many connections as there are requests at once; a minute without an answer is an error."""
     return httpx.AsyncClient(
         base_url=base_url, limits=httpx.Limits(max_connections=None), timeout=60, trust_env=False, verify=False
@@ -28,7 +28,7 @@ def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
     """Send all `calls` at the same time, each over a connection of its own; raises where one gets no answer."""
 
     async def send() -> list[httpx.Response]:
-        async with crowd_client(base_url) as client:
+        async with concurrent_client(base_url) as client:
             requests = (client.request(call.method, call.path, json=call.json, headers=call.headers) for call in calls)
             return await asyncio.gather(*requests)
 

@@ -3,7 +3,7 @@
 import httpx
 
 
-def assert_problem(response: httpx.Response, status: int, *loc: str) -> None:
+def assert_error(response: httpx.Response, status: int, *loc: str) -> None:
     """Assert an error of this `status` in the one shape there is; `loc`: where the one refused value of a 422 stood."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/json"
