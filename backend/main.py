@@ -12,11 +12,13 @@ from fastapi_offline import FastAPIOffline
 from uvicorn.config import STARTUP_FAILURE
 
 from backend.api import docs, health, tasks
+from backend.api.responses import AUTH_RESPONSES
 from backend.core import embedded, errors, schema
 from backend.core.config import Settings, load_settings
 from backend.core.cors import CORSMiddleware
-from backend.core.db import Session
+from backend.core.pool import Pool
 from backend.core.request_log import LogFormatter, RequestLogMiddleware, configure_logging
+from backend.core.route import add_routes
 
 EXPOSED = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
 
@@ -26,7 +28,8 @@ logger = logging.getLogger(__name__)
 class State(TypedDict):
     """What lives as long as the process and is at hand in every request."""
 
-    session: Session
+    pool: Pool
+    traced: bool
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -53,11 +56,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 schema.upgrade(url)
             else:
                 url = settings.database_url.get_secret_value()
-            session = Session(url, settings.db_pool_size, settings.db_pool_timeout, traced=traced)
-            stack.callback(session.close)
+            pool = Pool(url, settings.db_pool_size, settings.db_pool_timeout)
+            stack.callback(pool.close)
             # Else a full garbage collection looks through all modules: nobody is served for a twelfth of a second.
             gc.freeze()
-            yield {"session": session}
+            yield {"pool": pool, "traced": traced}
 
     app = FastAPIOffline(
         title="Tasks",
@@ -76,8 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         from backend.core.auth import BearerAuth
 
         dependencies = [Depends(BearerAuth(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience))]
-    # Not by include_router, which would match every request twice; and first, because routes are tried in order.
-    app.router.routes[:0] = tasks.routes(dependencies)
+    add_routes(app, tasks.router, dependencies, AUTH_RESPONSES if dependencies else {})
     app.include_router(health.router)
     app.include_router(docs.router)
     app.add_middleware(errors.ServerErrorMiddleware)

@@ -1,7 +1,8 @@
 """Whether the service works, for platforms and people."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import sqlalchemy as sa
 from fastapi import APIRouter
 from sqlmodel import SQLModel
 
@@ -19,20 +20,19 @@ class Health(SQLModel):
     status: Literal["ok"] = "ok"
 
 
-class Revision(NamedTuple):
-    """The migration that the database stands at."""
-
-    version: str
-
-
-REVISION = Statement("get revision", Revision, "SELECT version_num FROM alembic_version")
+REVISION = Statement(
+    "get revision",
+    sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")),
+    "read_only",
+    lambda columns, _: str(columns[0]),
+)
 
 
 @router.head("", include_in_schema=False)
 @router.get("", responses={503: ALWAYS[503]})
 async def health(session: SessionDep) -> Health:
     """Ready: the database answers and its schema is the one this version needs."""
-    if await session.fetch(REVISION, {}, effect="read") != [Revision(head())]:
+    if await session.exec(REVISION, {}) != [head()]:
         raise unavailable(SCHEMA)
     return Health()
 

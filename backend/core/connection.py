@@ -1,23 +1,30 @@
-"""One connection to PostgreSQL that the event loop waits for.
+"""A non-blocking PostgreSQL connection driven by the event loop.
 
-psycopg2 works in its asynchronous mode (psycopg2 docs, "Asynchronous support"): no request needs a thread, and such a
-connection is always in autocommit, so that one statement is one round trip.
+psycopg2 runs in asynchronous mode (psycopg2 docs, "Asynchronous support"): no request needs a thread, and a connection
+is always in autocommit mode, so that a statement is one round trip.
 """
 
 import asyncio
-import math
+import select
 import socket
-import time
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Self, TypeVar
 
 import psycopg2
+from psycopg2 import extensions as ext
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, make_dsn, parse_dsn
 
-Parameter = str | int | bool | list[str] | None
+from backend.core.types import TIMESTAMPTZ
 
-# A serverless database closes what lay idle for five minutes, and it is better not to be the one who finds out.
-RECYCLE_SECONDS = 240
+Parameter = str | int | bool | datetime | list[str] | None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Seconds. Neon closes connections idle for five minutes; replace ours first.
+MAX_IDLE = 240
+# Seconds between the end of a statement on the server, by statement_timeout, and giving up on its answer.
+ANSWER_GRACE = 0.5
 DEFAULTS = {
     "application_name": "task-service",
     "client_encoding": "utf8",
@@ -30,136 +37,179 @@ DEFAULTS = {
 
 
 class ConnectionLost(Exception):
-    """No connection could be made, or it broke; the text is libpq's reason in one line."""
+    """A connection could not be opened, or it broke; the text is the reason in one line."""
 
-    def __init__(self, cause: Exception) -> None:
+    def __init__(self, cause: Exception | str) -> None:
         super().__init__(" ".join(str(cause).split()))
 
 
 def connection_string(url: str) -> str:
-    """`url` in libpq's own form, with `DEFAULTS` for what it leaves open."""
+    """`url` as a libpq connection string, with `DEFAULTS` for the options it leaves out."""
     given = parse_dsn(url)
     return make_dsn(url, **{name: value for name, value in DEFAULTS.items() if name not in given})
 
 
+def split_hosts(url: str) -> list[dict[str, str]]:
+    """The connection parameters of each host in `url`, in order (PostgreSQL docs, "Specifying Multiple Hosts")."""
+    given = parse_dsn(connection_string(url))
+    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
+    hosts = range(max(map(len, lists.values()), default=1))
+    return [{**given, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
+
+
 class Connection:
-    """An open connection; `open` makes one."""
+    """An open connection; `Connection.open` creates one."""
 
     def __init__(self, raw: connection) -> None:
         self.closed = False
         self._raw = raw
         self._cursor = raw.cursor()
-        self._opened = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._waiting: asyncio.Future[None] | None = None
-        # For as long as the connection lives: to come and go with each statement would be six system calls more.
+        self._waiter: asyncio.Future[None] | None = None
         self._file = raw.fileno()
-        self._loop.add_reader(self._file, self._wake)
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLIN)
+        self.opened_at = self._released_at = self._loop.time()
+        # Registered once: adding and removing a reader for each statement would take six more system calls.
+        self._loop.add_reader(self._file, self._on_readable)
 
     @classmethod
-    async def open(cls, dsn: str, deadline: float) -> Self:
-        """Connect to `dsn` until the event loop's clock shows `deadline`; raises ConnectionLost, TimeoutError."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                raw = psycopg2.connect(await _with_addresses(dsn), async_=True)
-                try:
-                    await _connected(raw)
-                except BaseException:
-                    raw.close()
-                    raise
-        except (psycopg2.Error, socket.gaierror) as error:
-            raise ConnectionLost(error) from error
-        return cls(raw)
+    async def open(cls, hosts: list[dict[str, str]], deadline: float) -> Self:
+        """Connect to the first of `hosts` that accepts a connection before `deadline`, in the event loop's time.
 
-    def is_usable(self) -> bool:
-        """Whether it is young and was not closed from the other side while it lay idle; costs no round trip."""
-        return not self.closed and time.monotonic() - self._opened < RECYCLE_SECONDS
-
-    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
-        """Run one statement that returns rows.
-
-        Raises ConnectionLost where the answer never came, TimeoutError where it had not come by the `deadline` (then
-        `settle` waits on), else what psycopg2 makes of PostgreSQL's error.
+        Raises ConnectionLost or TimeoutError.
         """
         try:
-            self._cursor.execute(sql, parameters)
-            await self._answered(deadline)
+            return cls(await _first_success(_connect_to_host, hosts, deadline))
+        except TimeoutError:
+            raise
+        except (psycopg2.Error, OSError) as error:
+            raise ConnectionLost(error) from error
+
+    def is_expired(self, valid_since: float) -> bool:
+        """Whether it is closed, older than `valid_since` or was idle for too long."""
+        if self.closed or self.opened_at < valid_since or self._loop.time() - self._released_at > MAX_IDLE:
+            return True
+        # uvloop stops watching a socket at its first error, so `_on_readable` does not see every reset.
+        return bool(self._poll.poll(0))
+
+    def reset(self) -> None:
+        """Prepare the connection for its next use; close it if a transaction is left open."""
+        self._released_at = self._loop.time()
+        if not self.closed and self._raw.get_transaction_status() != ext.TRANSACTION_STATUS_IDLE:
+            self.close()
+
+    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
+
+        Raises the psycopg2.Error of an error that the server reports. Raises ConnectionLost if the connection breaks
+        before the answer and TimeoutError if the answer is later than the deadline and ANSWER_GRACE: both close it.
+        """
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline + ANSWER_GRACE, self._on_timeout)
+        try:
+            milliseconds = max(1, int((deadline - self._loop.time()) * 1000))
+            self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
+            if (state := self._raw.poll()) == POLL_WRITE:
+                self._loop.add_writer(self._file, self._on_writable)
+            if state != POLL_OK:
+                await waiter
             return self._cursor.fetchall()
         except psycopg2.Error as error:
-            if self._raw.closed:
+            # Class 08: a pooler or coordinator in front of the server lost its connection.
+            if self._raw.closed or (error.pgcode or "").startswith("08"):
                 self.close()
                 raise ConnectionLost(error) from error
             raise
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
-
-    async def settle(self) -> None:
-        """Wait for an answer that is late, so that the connection can be used again; close it where none will come.
-
-        Nothing tells the server to stop: psycopg2's `cancel` keeps the whole process waiting for the network.
-        """
-        try:
-            await self._answered(math.inf)
-        except (psycopg2.Error, asyncio.CancelledError):
-            self.close()
+        finally:
+            timer.cancel()
+            self._waiter = None
 
     def close(self) -> None:
         """Close the connection; does not fail."""
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self._file)
+            self._loop.remove_writer(self._file)
             self._raw.close()
 
-    async def _answered(self, deadline: float) -> None:
-        """Wait until the statement is done; raises TimeoutError at the `deadline`."""
-        while (state := self._raw.poll()) != POLL_OK:
-            self._waiting = waiting = self._loop.create_future()
-            timer = self._loop.call_at(deadline, _expire, waiting)
-            if state == POLL_WRITE:
-                self._loop.add_writer(self._file, self._wake)
-            try:
-                await waiting
-            finally:
-                timer.cancel()
-                if state == POLL_WRITE:
-                    self._loop.remove_writer(self._file)
-                self._waiting = None
-
-    def _wake(self) -> None:
-        if self._waiting is None:
-            # PostgreSQL says nothing unasked but its farewell.
+    def _on_readable(self) -> None:
+        if self._waiter is None:
+            # An idle server connection becomes readable only when the server closes it.
             self.close()
-        elif not self._waiting.done():
-            self._waiting.set_result(None)
+        elif not self._waiter.done():
+            try:
+                # Reads here and not in the waiting task: the asyncio loop would report the same bytes twice.
+                if self._raw.poll() == POLL_OK:
+                    self._waiter.set_result(None)
+                else:
+                    # Again, because uvloop stops watching a socket at its first error.
+                    self._loop.add_reader(self._file, self._on_readable)
+            except psycopg2.Error as error:
+                self._waiter.set_exception(error)
+
+    def _on_writable(self) -> None:
+        if self._raw.poll() != POLL_WRITE:
+            self._loop.remove_writer(self._file)
+
+    def _on_timeout(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
 
 
-async def _with_addresses(dsn: str) -> str:
-    # libpq would look the name up while the event loop stands still.
-    given = parse_dsn(dsn)
-    host = given.get("host", "")
-    if not host or host.startswith("/") or "," in host or "hostaddr" in given:
-        return dsn
+async def _first_success(
+    connect: Callable[[Item, float], Awaitable[Result]], targets: list[Item], deadline: float
+) -> Result:
+    """Try `targets` in order, each for an equal share of the time left, and move the first success to the front."""
+    loop = asyncio.get_running_loop()
+    for position, target in enumerate(targets):
+        until = loop.time() + (deadline - loop.time()) / (len(targets) - position)
+        try:
+            async with asyncio.timeout_at(until):
+                result = await connect(target, until)
+        except (psycopg2.Error, OSError):
+            if position == len(targets) - 1:
+                raise
+        else:
+            targets.insert(0, targets.pop(position))
+            return result
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _connect_to_host(parameters: dict[str, str], deadline: float) -> connection:
+    host = parameters.get("host", "")
+    if not host or host[0] in "/@" or "hostaddr" in parameters:
+        return await _connect(parameters, deadline)
+    # libpq's DNS lookup would block the event loop, and libpq never leaves an address that does not answer.
     found = await asyncio.get_running_loop().getaddrinfo(
         host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )
-    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-    return make_dsn(dsn, host=",".join([host] * len(addresses)), hostaddr=",".join(addresses))
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    return await _first_success(_connect, [{**parameters, "hostaddr": address} for address in addresses], deadline)
 
 
-async def _connected(raw: connection) -> None:
+async def _connect(parameters: dict[str, str], _: float) -> connection:
     loop = asyncio.get_running_loop()
-    while (state := raw.poll()) != POLL_OK:
-        # From one address to the next libpq changes the socket, but not always its number.
-        file, ready = raw.fileno(), asyncio.Event()
-        reads = state == POLL_READ
-        (loop.add_reader if reads else loop.add_writer)(file, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            (loop.remove_reader if reads else loop.remove_writer)(file)
-
-
-def _expire(waiting: "asyncio.Future[None]") -> None:
-    if not waiting.done():
-        waiting.set_exception(TimeoutError())
+    raw = psycopg2.connect(make_dsn(**parameters), async_=True)
+    try:
+        while (state := raw.poll()) != POLL_OK:
+            # The file number can change while connecting.
+            file, ready = raw.fileno(), asyncio.Event()
+            add, remove = (
+                (loop.add_reader, loop.remove_reader) if state == POLL_READ else (loop.add_writer, loop.remove_writer)
+            )
+            add(file, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                remove(file)
+        ext.register_type(TIMESTAMPTZ, raw)
+        if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
+            raise psycopg2.NotSupportedError(f"the database's encoding is {encoding}, it must be UTF8")
+    except BaseException:
+        raw.close()
+        raise
+    return raw

@@ -1,153 +1,110 @@
-"""The session: what runs statements for the routers, on a pool of connections."""
+"""The session: what a request runs a model's statements with."""
 
-import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import psycopg2
 from fastapi import Depends, Request
 from opentelemetry import trace
+from psycopg2.errors import ReadOnlySqlTransaction
+from sqlalchemy import make_url
+from sqlalchemy.sql import ClauseElement
 
-from backend.core.connection import Connection, ConnectionLost, Parameter, connection_string
+from backend.core.connection import ConnectionLost, Parameter
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN, from_sqlstate, unavailable
+from backend.core.pool import Pool
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer(__name__)
 
-Row = TypeVar("Row", bound=NamedTuple)
+DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
+
+Row = TypeVar("Row")
+Retry = Literal["read_only", "idempotent", "never"]
+"""Whether a statement may be retried when a lost connection leaves its outcome unknown: `read_only` writes nothing,
+`idempotent` has the same effect twice as once (RFC 9110, section 9.2.2), `never` must not run twice."""
 
 
-class Statement(NamedTuple, Generic[Row]):
-    """One SQL statement with `%(name)s` parameters: what logs call it, and what its rows are."""
+class Statement(Generic[Row]):
+    """A SQLAlchemy expression, compiled once; every value in it is a named `bindparam`.
 
-    name: str
-    row: type[Row]
-    sql: str
+    `name` is for logs and traces. `row` gets a row's columns and the parameters and returns what a caller sees.
+    """
 
-
-Effect = Literal["read", "idempotent", "once"]
-"""Whether a statement may be sent again where a broken connection leaves open if it was carried out: `read` writes
-nothing, `idempotent` done twice is as done once (RFC 9110, section 9.2.2), `once` must not be repeated."""
+    def __init__(
+        self,
+        name: str,
+        expression: ClauseElement,
+        retry: Retry,
+        row: Callable[[tuple[Any, ...], Mapping[str, Parameter]], Row],
+    ) -> None:
+        compiled = expression.compile(dialect=DIALECT)
+        if any(value is not None for value in compiled.params.values()):
+            raise TypeError(f"{name}: a value is not a bindparam: {compiled.params}")
+        self.name, self.retry, self.row = name, retry, row
+        # In one message, so in one implicit transaction: one round trip, and a pooled session stays unchanged.
+        self.sql = f"SET LOCAL statement_timeout = %(statement_timeout)s; {compiled}"
 
 
 class Session:
-    """Runs statements, each a transaction of its own, on at most `size` connections; requests take turns in order.
+    """Runs statements for one request, each in a transaction of its own."""
 
-    Nobody waits longer than `timeout` seconds for a turn, nor then for the database. `traced` makes a span of each.
-    """
-
-    def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
-        self._dsn = connection_string(url)
-        self._size = size
-        self._timeout = timeout
+    def __init__(self, pool: Pool, request: Request, *, traced: bool = False) -> None:
+        self._pool = pool
+        self._request = request
         self._traced = traced
-        self._turns = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-        self._settling: set[asyncio.Task[None]] = set()
 
-    async def fetch(
-        self, statement: Statement[Row], parameters: Mapping[str, Parameter], *, effect: Effect
-    ) -> list[Row]:
-        """Run `statement` in one round trip; its rows.
+    async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
+        """Run `statement` in one round trip and return its rows.
 
-        A connection that breaks is replaced and the statement repeated once where that does no harm. Raises
-        HTTPException 503 where the database cannot be reached, is too slow or lets go: its detail says whether
-        something may have been written.
+        A statement whose connection breaks is retried once if that is safe. Raises HTTPException 503 if the database is
+        unreachable or too slow; its detail tells whether something may have been written.
         """
         if not self._traced:
-            return await self._in_turn(statement, parameters, effect)
+            return await self._exec(statement, parameters)
         attributes = {
             "db.system.name": "postgresql",
             "db.query.summary": statement.name,
             "db.query.text": statement.sql,
         }
         with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):
-            return await self._in_turn(statement, parameters, effect)
+            return await self._exec(statement, parameters)
 
-    def close(self) -> None:
-        """Close the connections that no request uses."""
-        for settling in self._settling:
-            settling.cancel()
-        while self._idle:
-            self._idle.pop().close()
-
-    async def _in_turn(
-        self, statement: Statement[Row], parameters: Mapping[str, Parameter], effect: Effect
-    ) -> list[Row]:
-        await self._turn()
-        outcome, late = NOT_WRITTEN, False
-        deadline = asyncio.get_running_loop().time() + self._timeout
+    async def _exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
+        pool, outcome = self._pool, NOT_WRITTEN
         try:
-            for may_repeat in (effect != "once", False):
-                connection = await self._take(deadline)
-                before, outcome = outcome, NOT_WRITTEN if effect == "read" else MAYBE_WRITTEN
-                try:
-                    rows = await connection.execute(statement.sql, parameters, deadline)
-                    return [statement.row(*row) for row in rows]
-                except psycopg2.Error as error:
-                    raise from_sqlstate(error, before) from error
-                except ConnectionLost as lost:
-                    if not may_repeat:
-                        raise
-                    logger.warning("%s is repeated: %s", statement.name, lost)
-                except TimeoutError:
-                    late = True
-                    raise
-                finally:
-                    if not late:
-                        self._give_back(connection)
+            async with pool.slot(parameters.get("user_id"), self._request) as deadline:
+                for may_retry in (True, False):
+                    connection = await pool.acquire(deadline)
+                    try:
+                        rows = await connection.execute(statement.sql, parameters, deadline)
+                        return [statement.row(columns, parameters) for columns in rows]
+                    except psycopg2.Error as error:
+                        if not (may_retry and isinstance(error, ReadOnlySqlTransaction)):
+                            raise from_sqlstate(error, outcome) from error
+                        # After a failover only new connections reach the new primary.
+                        pool.expire_connections()
+                    except (ConnectionLost, TimeoutError) as error:
+                        if statement.retry != "read_only":
+                            outcome = MAYBE_WRITTEN
+                        if not may_retry or statement.retry == "never" or isinstance(error, TimeoutError):
+                            raise
+                        logger.warning("%s is retried: %s", statement.name, error)
+                    finally:
+                        pool.release(connection)
         except ConnectionLost as lost:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
         except TimeoutError:
-            logger.warning("%s failed: no answer within %g s", statement.name, self._timeout)
+            logger.warning("%s failed: no answer in time", statement.name)
             raise unavailable("The database did not answer in time", outcome) from None
-        finally:
-            if late:
-                # The turn ends with the statement, not with the request: closing the connection would not end it, and a
-                # slow database would be asked for ever more.
-                settling = asyncio.create_task(self._settle(connection))
-                self._settling.add(settling)
-                settling.add_done_callback(self._settling.discard)
-            else:
-                self._turns.release()
         raise AssertionError("the last attempt returns or raises")
-
-    async def _turn(self) -> None:
-        if not self._turns.locked():
-            await self._turns.acquire()
-            return
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._turns.acquire()
-        except TimeoutError:
-            logger.warning("no turn within %g s: all %d connections are busy", self._timeout, self._size)
-            raise unavailable("All connections to the database are busy") from None
-
-    async def _settle(self, connection: Connection) -> None:
-        await connection.settle()
-        self._give_back(connection)
-        self._turns.release()
-
-    def _give_back(self, connection: Connection) -> None:
-        if not connection.closed:
-            self._idle.append(connection)
-
-    async def _take(self, deadline: float) -> Connection:
-        # Last in, first out: under little load few connections stay warm and the others may be closed.
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_usable():
-                return connection
-            connection.close()
-        return await Connection.open(self._dsn, deadline)
 
 
 async def get_session(request: Request) -> Session:
-    """The process's session, made at start."""
-    session: Session = request.state.session
-    return session
+    """A session on the process's pool."""
+    return Session(request.state.pool, request, traced=request.state.traced)
 
 
 SessionDep = Annotated[Session, Depends(get_session)]

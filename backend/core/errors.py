@@ -23,12 +23,13 @@ MAYBE_WRITTEN = "it may have been written or not"
 # read-only while another takes over.
 _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 _READ_ONLY = "25006"
+_STATEMENT_TIMEOUT = "57014"
 # pydantic's sentence for a UUID quotes a character of the input; that for a body speaks of Python.
 _MESSAGES = {
     "uuid_parsing": "Input should be a valid UUID",
     "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
 }
-_SCHEMA_MISSING = ("42P01", "42703", "3F000")
+_SCHEMA_MISSING = ("42P01", "3F000")
 
 
 def unavailable(reason: str, outcome: str = NOT_WRITTEN) -> HTTPException:
@@ -41,9 +42,9 @@ def unauthorized(reason: str, code: str | None = None) -> HTTPException:
     return HTTPException(401, reason, {"WWW-Authenticate": f'Bearer error="{code}"' if code else "Bearer"})
 
 
-def invalid(parameter: str, message: str) -> RequestValidationError:
-    """422 for a query parameter whose rule no type can express."""
-    return RequestValidationError([{"type": "value_error", "loc": ("query", parameter), "msg": message}])
+def invalid(place: str, parameter: str, message: str) -> RequestValidationError:
+    """422 for a parameter in the query or a header, for rules that no type can express."""
+    return RequestValidationError([{"type": "value_error", "loc": (place, parameter), "msg": message}])
 
 
 def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
@@ -51,6 +52,8 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     code = error.pgcode or ""
     if code in _SCHEMA_MISSING:
         return unavailable(SCHEMA, outcome)
+    if code == _STATEMENT_TIMEOUT:
+        return unavailable("The database did not finish in time", outcome)
     if code.startswith(_UNAVAILABLE_CLASSES) or code == _READ_ONLY:
         return unavailable("The database cannot answer now", outcome)
     return error

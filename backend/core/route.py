@@ -1,104 +1,239 @@
-"""A FastAPI route that takes a request apart in one pass.
+"""A FastAPI route that validates a request in a single pass.
 
-Most of what a request costs in FastAPI is spent on kinds of parameters and dependencies that this service has none of.
-What is declared stays FastAPI's (parameters, `Depends`, OpenAPI, the fields' validation); only the walk through it per
-request is this one. Endpoints and dependencies are coroutines, a dependency takes the request and nothing else, the
-query is one model, the body is another, and an endpoint returns a `Response`.
+FastAPI's own walk through a request serves kinds of parameters and dependencies that this API does not have. Whatever
+FastAPI can declare and this route does not support is refused with a TypeError when the route is declared.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from inspect import iscoroutinefunction, signature
+from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
-from fastapi import HTTPException, Request, Response
-from fastapi._compat import ModelField
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, params
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import BaseModel
 
 MAX_BODY_BYTES = 64 * 1024
-BODY_SECONDS = 10
+BODY_TIMEOUT = 10
+# Attributes of FastAPI's Dependant that the route does not look at.
+_UNSUPPORTED = (
+    "background_tasks_param_name", "cookie_params", "http_connection_param_name", "response_param_name",
+    "security_scopes_param_name", "websocket_param_name",
+)  # fmt: skip
+_UNSUPPORTED_IN_DEPENDENCIES = (
+    *_UNSUPPORTED, "body_params", "concurrency", "header_params", "own_oauth_scopes", "parent_oauth_scopes",
+    "path_params", "query_params",
+)  # fmt: skip
 
 
-class Route(APIRoute):
-    """As APIRoute, with bodies in strict JSON of 64 KiB at most that arrive within ten seconds.
+class StrictJSONRequest(Request):
+    """A request whose body is strict JSON (RFC 8259) of at most 64 KiB that arrives within ten seconds.
 
-    400, 413 and 408 otherwise, 422 for what is not valid.
+    Reading it raises HTTPException 400, 408 or 413 otherwise.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Coroutine[Any, Any, Response]], **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
-        self.app = self._answer
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._body = await self._read()
+        return self._body
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        declared = self.dependant
-        arguments: dict[str, object] = {}
-        for dependency in declared.dependencies:
-            assert dependency.call is not None
-            result = await dependency.call(request)
-            if dependency.name:
-                arguments[dependency.name] = result
-        if declared.request_param_name:
-            arguments[declared.request_param_name] = request
-        errors: list[dict[str, Any]] = []
-        for field in declared.path_params:
-            raw = request.path_params[field.alias]
-            arguments[field.name] = _validated(field, raw, ("path", field.alias), errors)
-        for field in declared.header_params:
-            name = field.alias.replace("_", "-")
-            lines = request.headers.getlist(name)
-            # Several lines are one list (RFC 9110, section 5.2).
-            arguments[field.name] = _validated(field, ", ".join(lines) if lines else None, ("header", name), errors)
-        for field in declared.query_params:
-            arguments[field.name] = _validated(field, dict(request.query_params), ("query",), errors)
-        for field in declared.body_params:
-            arguments[field.name] = _validated(field, await _body(request), ("body",), errors)
-        if errors:
-            raise RequestValidationError(errors)
-        response = await self.endpoint(**arguments)
-        await response(scope, receive, send)
-
-
-def _validated(field: ModelField, raw: object, location: tuple[str, ...], errors: list[dict[str, Any]]) -> object:
-    if raw is None:
-        if field.field_info.is_required():
-            errors.append({"type": "missing", "loc": location, "msg": "Field required"})
-        return field.get_default()
-    value, found = field.validate(raw, {}, loc=location)
-    errors.extend(found)
-    return value
-
-
-async def _body(request: Request) -> object:
-    """The body as JSON (RFC 8259), as bytes where it does not say that it is JSON, or None where there is none."""
-    size = int(request.headers.get("content-length", 0))
-    body = b""
-    if size <= MAX_BODY_BYTES:
+    async def json(self) -> object:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    size = len(body)
-                    if size > MAX_BODY_BYTES:
-                        break
+            value: object = json.loads((await self.body()).decode("utf-8"), parse_constant=_reject_constant)
+        except (ValueError, RecursionError):
+            raise HTTPException(400, "The body is not valid JSON.") from None
+        return value
+
+    async def content(self) -> object:
+        """The JSON value, or None without a body, or bytes if the content type is not JSON."""
+        body = await self.body()
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and media_type.startswith("application/") and media_type.endswith(("/json", "+json")):
+            return await self.json()
+        return body or None
+
+    async def _read(self) -> bytes:
+        length = self.headers.get("content-length", "0")
+        # More digits than this are too large in any case, and int() refuses thousands of them.
+        announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
+        body, more = b"", announced <= MAX_BODY_BYTES
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                while more and len(body) <= MAX_BODY_BYTES:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise HTTPException(400, "The body is incomplete.")
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
-        except ClientDisconnect:
-            raise HTTPException(400, "The body was cut off.") from None
-    if size > MAX_BODY_BYTES:
-        raise HTTPException(413, "The body is larger than 64 KiB.")
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not body or not media_type.startswith("application/") or not media_type.endswith(("/json", "+json")):
-        return body or None
-    try:
-        value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "The body is not valid JSON.") from None
-    return value
+        if max(announced, len(body)) > MAX_BODY_BYTES:
+            raise HTTPException(413, "The body is larger than 64 KiB.")
+        if not body and (announced or "transfer-encoding" in self.headers):
+            raise HTTPException(400, "The body is missing, although the headers announce one.")
+        return body
 
 
-def _refuse(constant: str) -> NoReturn:
+class StrictJSONRoute(APIRoute):
+    """An APIRoute for coroutines that return a Response, with bodies read by StrictJSONRequest.
+
+    Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
+    coroutines that take the request, or what other dependencies return, and run before the body is read. While the app
+    has `dependency_overrides`, and behind `include_router`, FastAPI's own handler serves the requests.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        fastapi_handler = super().get_route_handler()
+        # FastAPI calls this once when the route is declared, and again for each inclusion of its router.
+        included = hasattr(self, "app")
+        dependant = self.dependant
+        steps: list[_Step] = []
+        named = _plan(dependant, steps, {})
+        if unsupported := list(_unsupported(self)):
+            raise TypeError(f"{self.name}: StrictJSONRoute does not support {', '.join(unsupported)}")
+        paths = [(field, _parameter_name(field)) for field in dependant.path_params]
+        headers = [(field, _parameter_name(field)) for field in dependant.header_params]
+
+        async def handle(request: Request) -> Response:
+            if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
+                return await fastapi_handler(StrictJSONRequest(request.scope, request.receive))
+            results: list[object] = []
+            for step in steps:
+                arguments = {name: results[position] for name, position in step.results.items()}
+                if step.request_name:
+                    arguments[step.request_name] = request
+                results.append(await step.call(**arguments))
+            arguments = {name: results[position] for name, position in named.items()}
+            if dependant.request_param_name:
+                arguments[dependant.request_param_name] = request
+            errors: list[dict[str, Any]] = []
+
+            def validate(field: Any, raw: object, *location: str) -> None:
+                if raw is None:
+                    if field.field_info.is_required():
+                        errors.append({"type": "missing", "loc": location, "msg": "Field required"})
+                    arguments[field.name] = field.get_default()
+                else:
+                    arguments[field.name], found = field.validate(raw, {}, loc=location)
+                    errors.extend(found)
+
+            for field, name in paths:
+                validate(field, request.path_params[name], "path", name)
+            for field, name in headers:
+                lines = request.headers.getlist(name)
+                # Several lines are one list (RFC 9110, section 5.2).
+                validate(field, ", ".join(lines) if lines else None, "header", name)
+            for field in dependant.query_params:
+                validate(field, dict(request.query_params), "query")
+            for field in dependant.body_params:
+                validate(field, await StrictJSONRequest(request.scope, request.receive).content(), "body")
+            if errors:
+                raise RequestValidationError(errors)
+            response: Response = await self.endpoint(**arguments)
+            return response
+
+        return handle
+
+
+def add_routes(
+    app: FastAPI, router: APIRouter, dependencies: Sequence[params.Depends], responses: dict[int | str, dict[str, Any]]
+) -> None:
+    """Declare the routes of `router` on the app itself, with these dependencies and responses besides their own.
+
+    Unlike `include_router`, this does not match every request twice, which costs as much as the rest of the routing.
+    """
+    options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
+    for context in iter_route_contexts(router.routes):
+        route = context.original_route
+        declared = {name: getattr(route, name) for name in options}
+        declared["dependencies"] = [*dependencies, *declared["dependencies"]]
+        declared["responses"] = {**responses, **declared["responses"]}
+        app.router.add_api_route(**declared, route_class_override=StrictJSONRoute)
+
+
+class _Step(NamedTuple):
+    """A dependency to call, and which earlier results it takes."""
+
+    call: Callable[..., Awaitable[object]]
+    request_name: str | None
+    results: dict[str, int]
+
+
+def _plan(dependant: Dependant, steps: list[_Step], known: dict[object, int]) -> dict[str, int]:
+    """Append the dependencies to `steps` in the order of their calls; returns the positions of the named results."""
+    named: dict[str, int] = {}
+    for dependency in dependant.dependencies:
+        assert dependency.call is not None
+        position = known.get(dependency.call) if dependency.use_cache else None
+        if position is None:
+            results = _plan(dependency, steps, known)
+            position = len(steps)
+            steps.append(_Step(dependency.call, dependency.request_param_name, results))
+            known.setdefault(dependency.call, position)
+        if dependency.name:
+            named[dependency.name] = position
+    return named
+
+
+def _unsupported(route: APIRoute) -> Iterator[str]:
+    dependant = route.dependant
+    yield from (name for name in _UNSUPPORTED if getattr(dependant, name))
+    returned = get_type_hints(route.endpoint).get("return")
+    headers = [field.field_info for field in dependant.header_params]
+    models = [field.field_info.annotation for field in dependant.query_params]
+    queried = [info for model in models for info in getattr(model, "model_fields", {}).values()]
+    bodies = [field.field_info for field in dependant.body_params]
+    found = {
+        "an endpoint that is not a coroutine function": not iscoroutinefunction(route.endpoint),
+        "an endpoint that is not annotated to return a Response": not _is_subclass(returned, Response),
+        "strict_content_type=False": route.strict_content_type is False,
+        "convert_underscores=False": not all(getattr(info, "convert_underscores", True) for info in headers),
+        "lists or models in headers or the query": not all(_is_scalar(info.annotation) for info in headers + queried),
+        "query parameters other than one model": len(models) > 1 or not all(_is_subclass(m, BaseModel) for m in models),
+        "several bodies": len(bodies) > 1,
+        "an embedded body": any(getattr(info, "embed", None) for info in bodies),
+        "forms": any(isinstance(info, params.Form) for info in bodies),
+    }
+    yield from (name for name, is_found in found.items() if is_found)
+    yield from _unsupported_dependencies(dependant.dependencies)
+
+
+def _unsupported_dependencies(dependencies: Sequence[Dependant]) -> Iterator[str]:
+    for dependency in dependencies:
+        call = dependency.call
+        name = getattr(call, "__name__", type(call).__name__)
+        yield from (
+            f"{kind} of dependency {name}" for kind in _UNSUPPORTED_IN_DEPENDENCIES if getattr(dependency, kind)
+        )
+        if not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # not only whether
+            yield f"dependency {name}, which is not a coroutine function"
+        yield from _unsupported_dependencies(dependency.dependencies)
+
+
+def _is_subclass(annotation: object, parent: type) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, parent)
+
+
+def _is_scalar(annotation: object) -> bool:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _is_scalar(get_args(annotation)[0])
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        return False
+    if isinstance(annotation, type):
+        return issubclass(annotation, str | bytes) or not issubclass(annotation, Collection | BaseModel)
+    return all(map(_is_scalar, get_args(annotation)))
+
+
+def _parameter_name(field: Any) -> str:
+    # As FastAPI does it: an alias is taken literally, the name of a header's parameter gets hyphens.
+    name: str = field.validation_alias or field.alias
+    is_header = isinstance(field.field_info, params.Header)
+    return name.replace("_", "-") if is_header and name == field.name else name
+
+
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")

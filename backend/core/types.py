@@ -1,17 +1,27 @@
-"""Text and numbers that carry their bounds, for bodies, queries and headers alike."""
+"""Text and numbers with their bounds, for bodies, queries and headers alike, and the form of timestamps."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
+from psycopg2.extensions import cursor, new_type
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_OFFSET = 2**31 - 1
+MAX_SEARCH_WORDS = 10
 
 
 def _without_nul(text: str) -> str:
-    # PostgreSQL's text cannot hold it. Lone surrogates, which it cannot hold either, are refused by pydantic's str.
+    # PostgreSQL's text type cannot store it. pydantic's str refuses lone surrogates, which it cannot store either.
     if "\0" in text:
         raise PydanticCustomError("string_nul", "String should not contain U+0000")
+    return text
+
+
+def _few_words(text: str) -> str:
+    # Each word is compared with every title of the user.
+    if len(text.split()) > MAX_SEARCH_WORDS:
+        raise PydanticCustomError("too_many_words", f"String should have at most {MAX_SEARCH_WORDS} words")
     return text
 
 
@@ -21,7 +31,7 @@ def _true_or_false(value: object) -> object:
     return value
 
 
-# Constraints stand before the check for U+0000: behind a function pydantic applies them to its outcome only.
+# Constraints come before the check for U+0000: after a function, pydantic would only apply them to its result.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
     str,
@@ -33,7 +43,11 @@ Description = Annotated[
     str, StringConstraints(max_length=2000), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
 ]
 SearchWords = Annotated[
-    str, StringConstraints(min_length=1, max_length=255), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]+$"})
+    str,
+    StringConstraints(min_length=1, max_length=255),
+    NoNul,
+    AfterValidator(_few_words),
+    Field(json_schema_extra={"pattern": r"^[^\u0000]+$"}),
 ]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
@@ -45,4 +59,16 @@ Timestamp = Annotated[
     str,
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-08T20:45:00.123456Z"]}),
 ]
-"""RFC 3339 in UTC, always with six digits of a second: the form in which PostgreSQL's `to_char` writes it."""
+"""RFC 3339 in UTC, always with six digits of a second; `TIMESTAMPTZ` reads PostgreSQL's values in this form."""
+
+
+def _rfc3339(value: str | bytes | None, _: cursor) -> str | None:
+    if not isinstance(value, str):
+        return None
+    if not value.endswith("+00"):
+        # The session's time zone is not UTC.
+        value = f"{datetime.fromisoformat(value).astimezone(UTC)}"[:-3]
+    return f"{value[:10]}T{value[11:19]}.{value[20:-3]:0<6}Z"
+
+
+TIMESTAMPTZ = new_type((1184,), "TIMESTAMPTZ", _rfc3339)

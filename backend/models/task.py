@@ -1,20 +1,23 @@
-"""A task: its table, what clients send and get, and the statements over it, one for each operation."""
+"""A task: its table, the models that clients send and receive, and the statements over it."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
+import sqlalchemy as sa
 from pydantic.config import JsonDict
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Index, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, SQLModel
 
 from backend.core.connection import Parameter
 from backend.core.db import Session, Statement
 from backend.core.types import Completed, Cursor, Description, Limit, Offset, QueryFlag, SearchWords, Timestamp, Title
+from backend.models.user import User
 
-MICROSECONDS_NOW = text("(extract(epoch from now()) * 1000000)::bigint")
-LATEST = (text("created_at DESC"), text("id DESC"))
-
+MICROSECONDS_NOW = sa.text("(extract(epoch from now()) * 1000000)::bigint")
+NEWEST_FIRST = (sa.text("created_at DESC"), sa.text("id DESC"))
 
 EXAMPLE: JsonDict = {
     "id": "9b2d3c1e-7a54-4f0e-8f3b-6c1d2e3f4a5b",
@@ -28,53 +31,59 @@ EXAMPLE: JsonDict = {
 
 
 class Task(SQLModel, table=True):
-    """A row of `tasks`; PostgreSQL itself holds what must never be otherwise.
+    """The table `tasks`; invariants are enforced by database constraints.
 
-    `version` grows with every write and is the ETag. It starts at the time of creation in microseconds, so that a task
-    which is deleted and made again under the same Idempotency-Key never has an ETag it had before.
+    `version` increases with every write and is the ETag. It starts at the time of creation in microseconds, so that a
+    task that is deleted and created again with the same Idempotency-Key never has an earlier ETag.
     """
 
     __tablename__ = "tasks"
     __table_args__ = (
-        CheckConstraint("title <> ''", name="title_not_empty"),
-        Index("ix_tasks_user_id_created_at_id", "user_id", *LATEST),
-        Index("ix_tasks_user_id_completed_created_at_id", "user_id", "completed", *LATEST),
+        # The user comes first in every key, so that the table can be distributed by user.
+        sa.PrimaryKeyConstraint("user_id", "id"),
+        sa.CheckConstraint("title <> ''", name="title_not_empty"),
+        sa.Index("ix_tasks_user_id_created_at_id", "user_id", *NEWEST_FIRST),
+        sa.Index("ix_tasks_user_id_completed_created_at_id", "user_id", "completed", *NEWEST_FIRST),
     )
 
     id: UUID = Field(primary_key=True)
-    user_id: UUID = Field(foreign_key="users.id")
+    user_id: UUID = Field(primary_key=True, foreign_key="users.id")
     title: str = Field(max_length=255)
     description: str | None = Field(max_length=2000)
-    completed: bool = Field(sa_column_kwargs={"server_default": text("false")})
-    version: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": MICROSECONDS_NOW})
-    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": text("now()")})
-    updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": text("now()")})
+    completed: bool = Field(sa_column_kwargs={"server_default": sa.text("false")})
+    version: int = Field(sa_type=sa.BigInteger, sa_column_kwargs={"server_default": MICROSECONDS_NOW})
+    created_at: datetime = Field(
+        sa_type=sa.DateTime(timezone=True), sa_column_kwargs={"server_default": sa.text("now()")}
+    )
+    updated_at: datetime = Field(
+        sa_type=sa.DateTime(timezone=True), sa_column_kwargs={"server_default": sa.text("now()")}
+    )
 
 
 class TaskCreate(SQLModel):
-    """What makes a task."""
+    """Request body for creating a task."""
 
     model_config = {"json_schema_extra": {"examples": [{"title": "Buy milk", "description": "Two bottles"}]}}
 
-    # Defaults made by factories stay out of the OpenAPI document, where generated clients take them for "always there".
+    # Default factories stay out of the OpenAPI document, where generated clients take a default for "always present".
     title: Title
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
 
 
 class TaskUpdate(SQLModel):
-    """What changes a task: fields left out stay as they are."""
+    """Request body for updating a task: fields that are left out do not change."""
 
     model_config = {"json_schema_extra": {"examples": [{"title": "Buy oat milk", "completed": True}]}}
 
-    # The defaults are never read: `update` looks at what was named.
+    # The defaults are never used: `update` takes the fields that were set.
     title: Title = Field(default_factory=str)
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
 
 
 class TaskToggle(SQLModel):
-    """What sets the completion instead of flipping it."""
+    """Request body for setting the completion instead of flipping it."""
 
     model_config = {"json_schema_extra": {"examples": [{"completed": True}]}}
 
@@ -86,7 +95,6 @@ class TaskRead(SQLModel):
 
     model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
 
-    # COLUMNS below come in this order.
     id: UUID
     user_id: UUID
     title: str
@@ -100,169 +108,203 @@ class TaskQuery(SQLModel):
     """Which of a user's tasks, and which page of them."""
 
     completed: QueryFlag | None = Field(None, description="Only tasks that are, or are not, completed.")
-    q: SearchWords | None = Field(
-        None, description="Only tasks whose title has each of these words in it, in any case."
+    status: Literal["all", "pending", "completed"] = Field(
+        "all", description="The same filter as `completed`, in words; not together with it."
     )
-    limit: Limit = Field(50, description="How many tasks at the most.")
+    search: SearchWords | None = Field(
+        None, description="Only tasks whose title contains each of these words, ignoring case."
+    )
+    limit: Limit = Field(50, description="The maximum number of tasks.")
     # No default in the document: Swagger UI would send it, and with it no cursor is accepted.
-    offset: Offset = Field(default_factory=int, description="How many tasks to leave out first; 0 if not given.")
+    offset: Offset = Field(default_factory=int, description="The number of tasks to skip; 0 if absent.")
     cursor: Cursor | None = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
-    total: QueryFlag = Field(False, description="Also count all tasks that match, in `X-Total-Count`.")
+    total: QueryFlag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
 
 
 class TaskRow(NamedTuple):
-    """A row of `tasks`: first what the API shows, as `TaskRead` orders it; then what a statement says besides."""
+    """A task as the API returns it, ready to be written as JSON, and what a statement returns beside it."""
 
-    id: str
-    user_id: str
-    title: str
-    description: str | None
-    completed: bool
-    created_at: str
-    updated_at: str
+    public_dict: dict[str, object]
     version: int
     replayed: bool = False
-    total: int | None = None
-
-    def public_dict(self) -> dict[str, object]:
-        """The fields of `TaskRead`, ready to be written as JSON."""
-        return dict(zip(PUBLIC_FIELDS, self, strict=False))
 
 
 class Page(NamedTuple):
-    """Tasks, the cursor of the next page if there is one, and how many match in all if that was asked."""
+    """Tasks, the cursor of the next page if there is one, and the number of all matching tasks if requested."""
 
-    tasks: list[TaskRow]
+    tasks: list[dict[str, object]]
     next_cursor: str | None
     total: int | None
 
 
-class DeletedId(NamedTuple):
-    """The id of a task that was deleted."""
-
-    id: str
-
-
-PUBLIC_FIELDS = tuple(TaskRead.model_fields)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-COLUMNS = f"""id, user_id, title, description, completed, {TIME.format("created_at")}, {TIME.format("updated_at")},
-    version"""
-# Two writes within one microsecond, or a clock that steps back, still move `updated_at` on.
-WRITTEN = "version = version + 1, updated_at = greatest(now(), updated_at + interval '1 microsecond')"
-NEWEST_FIRST = "ORDER BY created_at DESC, id DESC"
-# The owner is part of every WHERE: a task of somebody else is a task that does not exist.
-OWNED = "user_id = %(user_id)s"
-THIS = f"{OWNED} AND id = %(id)s"
+C = Task.metadata.tables["tasks"].c
+PUBLIC_FIELDS = tuple(TaskRead.model_fields)
+# What the client did not send itself: fetching a column costs more than remembering it.
+COLUMNS = [C[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
+UTC_ZONE: sa.ColumnElement[str] = sa.literal_column("'UTC'")
+STEP: sa.ColumnElement[timedelta] = sa.literal_column("interval '1 microsecond'")
+# Two writes within a microsecond, or a clock that is set back, still move `updated_at` forward. `timezone` and not
+# timestamptz arithmetic, because a distributed table takes only IMMUTABLE functions of a column here.
+WRITTEN = {
+    "version": C.version + sa.literal_column("1"),
+    "updated_at": sa.func.greatest(
+        sa.func.now(), sa.func.timezone(UTC_ZONE, sa.func.timezone(UTC_ZONE, C.updated_at) + STEP)
+    ),
+}
 
-# ON CONFLICT DO NOTHING would return no row to the loser of a race.
-CREATE = Statement(
-    "create task",
-    TaskRow,
-    f"""WITH owner AS (INSERT INTO users (id) VALUES (%(user_id)s) ON CONFLICT DO NOTHING)
-    INSERT INTO tasks (id, user_id, title, description, completed)
-    VALUES (%(id)s, %(user_id)s, %(title)s, %(description)s, %(completed)s)
-    ON CONFLICT (id) DO UPDATE SET id = excluded.id WHERE tasks.user_id = excluded.user_id
-    RETURNING {COLUMNS}, xmax <> 0""",
-)
-GET = Statement("get task", TaskRow, f"SELECT {COLUMNS} FROM tasks WHERE {THIS}")
+
+def _parameter(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=C[name].type)
+
+
+# The owner is part of every WHERE: a task of another user is a task that does not exist.
+OWNED = C.user_id == _parameter("user_id")
+BY_ID = sa.and_(OWNED, C.id == _parameter("id"))
+IF_MATCH = sa.cast(C.version, sa.String) == sa.any_(sa.bindparam("if_match", type_=sa.ARRAY(sa.String)))
+
+
+def _row(columns: tuple[Any, ...], parameters: Mapping[str, Parameter]) -> TaskRow:
+    ids = (parameters["id"], parameters["user_id"])
+    return TaskRow(dict(zip(PUBLIC_FIELDS, ids + columns, strict=False)), *columns[len(COLUMNS) :])
+
+
+@cache
+def _get() -> Statement[TaskRow]:
+    return Statement("get task", sa.select(*COLUMNS, C.version).where(BY_ID), "read_only", _row)
+
+
+@cache
+def _create() -> Statement[TaskRow]:
+    owner = insert(User).values(id=_parameter("user_id")).on_conflict_do_nothing().cte("owner")
+    task = insert(Task).values({name: _parameter(name) for name in ("id", "user_id", *TaskCreate.model_fields)})
+    # DO NOTHING would return no row to the loser of a race.
+    task = task.on_conflict_do_update(
+        constraint="pk_tasks", set_={"id": task.excluded.id}, where=C.user_id == task.excluded.user_id
+    )
+    replayed = sa.literal_column("xmax <> 0", sa.Boolean).label("replayed")
+    returning = task.add_cte(owner).returning(*COLUMNS, C.version, replayed)
+    return Statement("create task", returning, "idempotent", _row)
+
+
+@cache
+def _update(name: str, fields: tuple[str, ...], conditional: bool) -> Statement[TaskRow]:
+    """Set `fields` to the parameters of the same name, or flip the completion if there are none."""
+    changes: dict[str, sa.ColumnElement[Any]] = {field: _parameter(field) for field in fields} or {
+        "completed": sa.not_(C.completed)
+    }
+    matching = sa.and_(BY_ID, IF_MATCH) if conditional else BY_ID
+    statement = sa.update(Task).where(matching).values({**changes, **WRITTEN}).returning(*COLUMNS, C.version)
+    return Statement(name, statement, "idempotent" if fields and not conditional else "never", _row)
+
+
+@cache
+def _delete(conditional: bool) -> Statement[str]:
+    matching = sa.and_(BY_ID, IF_MATCH) if conditional else BY_ID
+    statement = sa.delete(Task).where(matching).returning(C.id)
+    return Statement("delete task", statement, "never", lambda columns, _: str(columns[0]))
+
+
+@cache
+def _page(completed: bool, search: bool, cursor: bool, total: bool) -> Statement[tuple[Any, ...]]:
+    """The page of a list, by what is in the request; one row more than the page tells if there is a next one."""
+    matching = [OWNED]
+    if completed:
+        matching.append(C.completed == _parameter("completed"))
+    if search:
+        matching.append(C.title.ilike(sa.all_(sa.bindparam("patterns", type_=sa.ARRAY(sa.String)))))
+    counted = sa.select(sa.func.count().label("total")).select_from(Task).where(*matching).subquery("counted")
+    if cursor:
+        position = sa.tuple_(_parameter("created_at"), _parameter("id"))
+        matching.append(sa.tuple_(C.created_at, C.id) < position)
+    page = sa.select(C.id, *COLUMNS).where(*matching).order_by(C.created_at.desc(), C.id.desc())
+    page = page.offset(sa.bindparam("offset", type_=sa.Integer)).limit(sa.bindparam("limit", type_=sa.Integer))
+    if total:
+        # A join, because an empty page has a total too.
+        wanted = page.subquery("wanted")
+        both = counted.outerjoin(wanted, sa.true())
+        page = sa.select(*wanted.c, counted.c.total).select_from(both)
+        page = page.order_by(wanted.c.created_at.desc(), wanted.c.id.desc())
+    return Statement("list tasks", page, "read_only", lambda columns, _: columns)
 
 
 async def create(session: Session, user_id: UUID, task: TaskCreate, key: str | None) -> TaskRow:
-    """Make a task and, before their first, its user; under a `key` used before, the task made then."""
-    # The id is known before the statement is sent: whoever repeats it finds the task instead of making another.
+    """Create a task and, before their first, its user; with a `key` used before, return the original task."""
+    # The id is known before the statement is sent, so that a retry finds the task instead of creating another.
     task_id = uuid4() if key is None else uuid5(user_id, key)
-    [row] = await session.fetch(CREATE, {**_this(user_id, task_id), **task.model_dump()}, effect="idempotent")
+    [row] = await session.exec(_create(), {**_ids(user_id, task_id), **task.model_dump()})
     return row
 
 
 async def get(session: Session, user_id: UUID, task_id: UUID) -> TaskRow | None:
-    """The task, or None where this user has no such task."""
-    return _first(await session.fetch(GET, _this(user_id, task_id), effect="read"))
+    """Return the task, or None if this user has no such task."""
+    return _first(await session.exec(_get(), _ids(user_id, task_id)))
 
 
 async def update(
     session: Session, user_id: UUID, task_id: UUID, change: TaskUpdate, if_match: list[str] | None
 ) -> TaskRow | None:
-    """Change the fields that `change` names, and nothing at all where it names none.
+    """Change the fields that were set in `change`; if there are none, write nothing.
 
-    None where this user has no such task, or one whose version is not in `if_match`.
+    None if this user has no such task, or if its version is not in `if_match`.
     """
-    named = change.model_dump(exclude_unset=True)
-    if not named:
+    fields = change.model_dump(exclude_unset=True)
+    if not fields:
         row = await get(session, user_id, task_id)
         return row if row is None or if_match is None or str(row.version) in if_match else None
-    statement = _write("update task", ", ".join(f"{field} = %({field})s" for field in named), if_match)
-    values = {**_this(user_id, task_id, if_match), **named}
-    return _first(await session.fetch(statement, values, effect="once" if if_match else "idempotent"))
+    statement = _update("update task", tuple(fields), if_match is not None)
+    return _first(await session.exec(statement, {**_ids(user_id, task_id, if_match), **fields}))
 
 
 async def toggle(
     session: Session, user_id: UUID, task_id: UUID, completed: bool | None, if_match: list[str] | None
 ) -> TaskRow | None:
-    """Set the completion, or flip it where `completed` is None; None as in `update`."""
-    statement = _write("toggle task", "completed = coalesce(%(completed)s, NOT completed)", if_match)
-    values = {**_this(user_id, task_id, if_match), "completed": completed}
-    flips = completed is None
-    return _first(await session.fetch(statement, values, effect="once" if flips or if_match else "idempotent"))
+    """Set the completion, or flip it if `completed` is None; returns None as `update` does."""
+    statement = _update("toggle task", () if completed is None else ("completed",), if_match is not None)
+    return _first(await session.exec(statement, {**_ids(user_id, task_id, if_match), "completed": completed}))
 
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
-    """Remove the task; False where `update` gives None."""
-    statement = Statement("delete task", DeletedId, f"DELETE FROM tasks WHERE {_matching(if_match)} RETURNING id")
-    return bool(await session.fetch(statement, _this(user_id, task_id, if_match), effect="once"))
+    """Delete the task; False if `update` would return None."""
+    return bool(await session.exec(_delete(if_match is not None), _ids(user_id, task_id, if_match)))
 
 
 async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
-    """One page of the user's tasks that match, newest first."""
-    values: dict[str, Parameter] = {"user_id": str(user_id), "offset": query.offset, "limit": query.limit}
-    conditions = [OWNED]
-    if query.completed is not None:
-        conditions.append("completed = %(completed)s")
-        values["completed"] = query.completed
-    if query.q is not None:
-        conditions.append("title ILIKE ALL (%(patterns)s::text[])")
-        values["patterns"] = [f"%{_literal(word)}%" for word in query.q.split()]
-    matching = " AND ".join(conditions)
-    count = f"SELECT count(*) AS total FROM tasks WHERE {matching}"
+    """Return one page of the user's matching tasks, newest first."""
+    # One more than the page, to know whether there is a next one.
+    parameters: dict[str, Parameter] = {"user_id": str(user_id), "offset": query.offset, "limit": query.limit + 1}
+    completed = query.completed if query.status == "all" else query.status == "completed"
+    if completed is not None:
+        parameters["completed"] = completed
+    if query.search is not None:
+        parameters["patterns"] = [f"%{_escape(word)}%" for word in query.search.split()]
     if query.cursor is not None:
-        matching += " AND (created_at, id) < (timestamptz 'epoch' + %(created)s * interval '1 microsecond', %(id)s)"
-        created, values["id"] = query.cursor.split("-")
-        values["created"] = int(created)
-    wanted = f"SELECT * FROM tasks WHERE {matching} {NEWEST_FIRST} OFFSET %(offset)s LIMIT %(limit)s + 1"
-    # COLUMNS stand outside: within, PostgreSQL would write the times of all tasks that an offset leaves out.
-    sql = f"SELECT {COLUMNS} FROM ({wanted}) AS wanted {NEWEST_FIRST}"
-    if query.total:
-        # An empty page has a total too.
-        both = f"({count}) AS counted LEFT JOIN ({wanted}) AS wanted ON true"
-        sql = f"SELECT {COLUMNS}, false, total FROM {both} {NEWEST_FIRST}"
-    rows = await session.fetch(Statement("list tasks", TaskRow, sql), values, effect="read")
-    tasks = [row for row in rows if row.id is not None][: query.limit]
-    return Page(tasks, _cursor(tasks[-1]) if len(rows) > query.limit else None, rows[0].total if rows else None)
+        created, parameters["id"] = query.cursor.split("-")
+        parameters["created_at"] = EPOCH + timedelta(microseconds=int(created))
+    statement = _page(completed is not None, query.search is not None, query.cursor is not None, query.total)
+    rows = await session.exec(statement, parameters)
+    total = rows[0][-1] if query.total else None
+    tasks = [
+        dict(zip(PUBLIC_FIELDS, (columns[0], parameters["user_id"], *columns[1:]), strict=False))
+        for columns in rows[: query.limit]
+        if columns[0] is not None
+    ]
+    return Page(tasks, _cursor(tasks[-1]) if len(rows) > query.limit else None, total)
 
 
-def _this(user_id: UUID, task_id: UUID, if_match: list[str] | None = None) -> dict[str, Parameter]:
+def _ids(user_id: UUID, task_id: UUID, if_match: list[str] | None = None) -> dict[str, Parameter]:
     return {"user_id": str(user_id), "id": str(task_id), "if_match": if_match}
-
-
-def _matching(if_match: list[str] | None) -> str:
-    return THIS if if_match is None else f"{THIS} AND version::text = ANY (%(if_match)s::text[])"
-
-
-def _write(name: str, assignments: str, if_match: list[str] | None) -> Statement[TaskRow]:
-    sql = f"UPDATE tasks SET {assignments}, {WRITTEN} WHERE {_matching(if_match)} RETURNING {COLUMNS}"
-    return Statement(name, TaskRow, sql)
 
 
 def _first(rows: list[TaskRow]) -> TaskRow | None:
     return rows[0] if rows else None
 
 
-def _literal(word: str) -> str:
+def _escape(word: str) -> str:
     return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-def _cursor(last: TaskRow) -> str:
-    """Where the task stands in the list: its creation in microseconds since 1970, and its id."""
-    created = (datetime.fromisoformat(last.created_at) - EPOCH) // timedelta(microseconds=1)
-    return f"{created:016}-{UUID(last.id).hex}"
+def _cursor(last: Mapping[str, object]) -> str:
+    """The task's position in the list: its creation in microseconds since 1970, and its id."""
+    created = (datetime.fromisoformat(str(last["created_at"])) - EPOCH) // timedelta(microseconds=1)
+    return f"{created:016}-{UUID(str(last['id'])).hex}"

@@ -71,7 +71,7 @@ def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str)
 def test_a_body_that_never_ends_is_408_and_the_end_of_the_connection(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(route, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(route, "BODY_TIMEOUT", 0.1)
     head = f"POST {TASKS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
         connection.sendall(head.encode() + b'{"title"')
@@ -128,8 +128,8 @@ def test_a_method_that_is_not_there_is_405_and_told_which_are(client: httpx.Clie
         ("GET", f"{TASKS}/{CANARY}", {}, "", ("path", "task_id")),
         *(("GET", f"{TASKS}?{name}={CANARY}", {}, "", ("query", name))
           for name in ("limit", "offset", "cursor", "completed", "total")),
-        ("GET", f"{TASKS}?q={CANARY}%00", {}, "", ("query", "q")),
-        ("GET", f"{TASKS}?q={CANARY * 50}", {}, "", ("query", "q")),
+        ("GET", f"{TASKS}?search={CANARY}%00", {}, "", ("query", "search")),
+        ("GET", f"{TASKS}?search={CANARY * 50}", {}, "", ("query", "search")),
         ("POST", TASKS, {"Idempotency-Key": CANARY * 50}, '{"title": "a"}', ("header", "idempotency-key")),
         ("POST", TASKS, {}, f'"{CANARY}"', ("body",)),
         ("POST", TASKS, {}, f'["{CANARY}"]', ("body",)),

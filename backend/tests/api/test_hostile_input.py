@@ -73,7 +73,7 @@ def test_every_string_is_kept_as_title_without_its_surrounding_white_space_and_f
             continue
         assert made.status_code == 201, repr(text)
         assert made.json()["title"] == title
-        found = client.get(tasks, params={"q": title, "limit": 1})
+        found = client.get(tasks, params={"search": " ".join(title.split()[:10]), "limit": 1})
         assert found.status_code == 200, repr(text)
         assert [task["id"] for task in found.json()] == [made.json()["id"]], repr(text)
 
@@ -81,8 +81,8 @@ def test_every_string_is_kept_as_title_without_its_surrounding_white_space_and_f
 def test_every_string_is_a_search_that_finds_only_titles_with_it(client: httpx.Client, tasks: str) -> None:
     assert client.post(tasks, json={"title": "\u2620"}).status_code == 201
     for text in NAUGHTY:
-        found = client.get(tasks, params={"q": text})
-        if 1 <= len(text) <= 255:
+        found = client.get(tasks, params={"search": text})
+        if 1 <= len(text) <= 255 and len(text.split()) <= 10:
             assert found.status_code == 200, repr(text)
             assert len(found.json()) == (0 if text.split() else 1), repr(text)
         else:
@@ -136,15 +136,15 @@ def test_text_is_measured_in_code_points(client: httpx.Client, tasks: str, chara
     made = client.post(tasks, json=longest)
     assert made.status_code == 201
     assert made.json() == made.json() | longest
-    found = client.get(tasks, params={"q": character * 255})
+    found = client.get(tasks, params={"search": character * 255})
     assert [task["id"] for task in found.json()] == [made.json()["id"]]
     for field, text in longest.items():
         _is_refused(client.post(tasks, json=longest | {field: text + character}), 422)
-    _is_refused(client.get(tasks, params={"q": character * 256}), 422)
+    _is_refused(client.get(tasks, params={"search": character * 256}), 422)
 
 
 WRONG_PARAMETERS = {
-    "q": ["", "\0", f"{MARK}\0", MARK * 43],
+    "search": ["", "\0", f"{MARK}\0", MARK * 43],
     "completed": [MARK, "", "1", "True", "null"],
     "total": [MARK, "", "0", "no"],
     "limit": [MARK, "", "0", "-1", "101", "1.5", "1e1", "\u0661", "9" * 5000],
@@ -209,7 +209,7 @@ def test_a_body_that_is_no_object_is_refused(client: httpx.Client, tasks: str, t
 
 
 def test_a_toggle_never_flips_for_who_asked_for_something_else(client: httpx.Client, task: str) -> None:
-    for body in (b"{}", b'{"complete": true}', b'{"completed": null}'):
+    for body in (b'{"complete": true}', b'{"completed": null}'):
         _is_refused(client.patch(f"{task}/complete", content=body, headers=JSON), 422)
     assert client.get(task).json()["completed"] is False
 

@@ -108,7 +108,7 @@ def test_a_list_holds_nothing_of_others(client: httpx.Client, tasks: str, secret
     stranger = str(secret.request.url).rsplit("/", 1)[0]
     for _ in range(3):
         assert client.post(stranger, json={"title": "secret"}).status_code == 201
-    for query in ({}, {"q": "secret"}, {"completed": "false"}, {"offset": "0"}):
+    for query in ({}, {"search": "secret"}, {"completed": "false"}, {"offset": "0"}):
         page = client.get(tasks, params={**query, "total": "true"})
         assert page.json() == [mine]
         assert page.headers["X-Total-Count"] == "1"

@@ -104,7 +104,7 @@ def test_a_page_has_fifty_tasks_unless_told_otherwise(
         *(("offset", value) for value in ("-1", "2147483648", "x", "", "9" * 30)),
         *(("completed", value) for value in ("", "1", "yes", "True", "null")),
         *(("total", value) for value in ("", "1", "on", "TRUE")),
-        *(("q", value) for value in ("", "x" * 256, "😀" * 256, "nul\0")),
+        *(("search", value) for value in ("", "x" * 256, "😀" * 256, "nul\0")),
         *(("cursor", value) for value in ("", "x", "0", "-", "9" * 50, "\0", "ü" * 49)),
     ],
 )
@@ -132,7 +132,7 @@ def test_completed_tells_them_apart(client: httpx.Client, tasks: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("q", "found"),
+    ("search", "found"),
     [
         ("milk", {"Buy MILK today", "milky way"}),
         ("MiLk BUY", {"Buy MILK today"}),
@@ -157,8 +157,10 @@ def test_completed_tells_them_apart(client: httpx.Client, tasks: str) -> None:
          | {"C:\\temp", "don't"}),
     ],
 )  # fmt: skip
-def test_every_word_of_q_occurs_in_the_title(client: httpx.Client, q: str, found: set[str], searched: str) -> None:
-    assert titles(client.get(searched, params={"q": q})) == found
+def test_every_word_of_search_occurs_in_the_title(
+    client: httpx.Client, search: str, found: set[str], searched: str
+) -> None:
+    assert titles(client.get(searched, params={"search": search})) == found
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +183,7 @@ def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, t
     assert "next" not in client.get(page.links["next"]["url"]).links
     add(client, tasks, "d", completed=True)
     assert "next" not in client.get(f"{tasks}?limit=3&completed=false{way}").links
-    assert "next" not in client.get(f"{tasks}?limit=2&q=d{way}").links
+    assert "next" not in client.get(f"{tasks}?limit=2&search=d{way}").links
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_by_offset_there_are_first_prev_and_next(
 @pytest.mark.parametrize("way", [[], [("offset", "1")]])
 def test_links_keep_the_whole_query(client: httpx.Client, tasks: str, way: list[tuple[str, str]]) -> None:
     add(client, tasks, *(f"50% <a>&b+c; é {n}" for n in range(4)), completed=True)
-    filters = [("completed", "true"), ("q", "50% <a>&b+c; É"), ("limit", "2"), ("total", "true")]
+    filters = [("completed", "true"), ("search", "50% <a>&b+c; É"), ("limit", "2"), ("total", "true")]
     page = client.get(tasks, params=[*way, *filters])
     assert set(page.links) == ({"first", "prev", "next"} if way else {"next"})
     for link in page.links.values():
@@ -226,7 +228,7 @@ def test_a_walk_sees_what_matches_once_and_in_order(client: httpx.Client, tasks:
         matching = add(client, tasks, f"Buy {n}", completed=True) + matching
         add(client, tasks, f"Buy {n}")
         add(client, tasks, f"Sell {n}", completed=True)
-    pages = list(walk(client, f"{tasks}?completed=true&q=buy&limit=3&total=true{way}"))
+    pages = list(walk(client, f"{tasks}?completed=true&search=buy&limit=3&total=true{way}"))
     assert [task for page in pages for task in ids(page)] == matching
     assert [page.headers["X-Total-Count"] for page in pages] == ["7"] * 3
 
@@ -257,8 +259,8 @@ def test_a_walk_by_cursor_sees_each_task_once_while_others_come_and_go(client: h
         ("&offset=3", "3"),
         ("&offset=2147483647", "3"),
         ("&completed=true", "1"),
-        ("&q=a", "2"),
-        ("&q=a&completed=true&offset=9", "0"),
+        ("&search=a", "2"),
+        ("&search=a&completed=true&offset=9", "0"),
         ("&cursor=0000000000000000-00000000000000000000000000000000", "3"),
     ],
 )

@@ -21,7 +21,7 @@ SEARCHES = st.builds(
     str.join, st.sampled_from([" ", "\t", " \u3000\n"]), st.lists(st.sampled_from(PIECES), min_size=1, max_size=2)
 )
 FLAGS = st.sampled_from(["true", "false"])
-QUERIES = st.fixed_dictionaries({}, optional={"completed": FLAGS, "q": SEARCHES, "total": FLAGS})
+QUERIES = st.fixed_dictionaries({}, optional={"completed": FLAGS, "search": SEARCHES, "total": FLAGS})
 LIMITS = st.integers(1, 6)
 PICKS = st.integers(0, 99)
 TASKS = st.fixed_dictionaries({"title": TITLES, "description": DESCRIPTIONS, "completed": st.booleans()})
@@ -146,7 +146,7 @@ class Somebody:
 
     def _matching(self, query: Query) -> list[Task]:
         """The tasks that match, newest first."""
-        words = query.get("q", "").lower().split()
+        words = query.get("search", "").lower().split()
         found = [
             task
             for task in self.tasks

@@ -27,9 +27,14 @@ def test_no_body_flips(client: httpx.Client, task: str) -> None:
         assert client.get(task).headers["ETag"] == flipped.headers["ETag"]
 
 
-def test_an_empty_body_is_none(client: httpx.Client, task: str) -> None:
+def test_no_body_and_an_empty_object_flip(client: httpx.Client, task: str) -> None:
     assert client.patch(f"{task}/complete", headers={"Content-Type": "application/json"}).json()["completed"] is True
-    assert client.patch(f"{task}/complete", content=iter([b""])).json()["completed"] is False
+    assert client.patch(f"{task}/complete", json={}).json()["completed"] is False
+
+
+def test_an_announced_body_that_does_not_arrive_is_refused_and_flips_nothing(client: httpx.Client, task: str) -> None:
+    assert_error(client.patch(f"{task}/complete", content=iter([b""])), 400)
+    assert client.get(task).json()["completed"] is False
 
 
 @pytest.mark.parametrize("completed", [True, False])
@@ -41,11 +46,11 @@ def test_a_body_sets_it_whatever_it_was(client: httpx.Client, task: str, complet
 @pytest.mark.parametrize(
     ("body", "loc"),
     [
-        (b"{}", ("body", "completed")),
         (b'{"completed": null}', ("body", "completed")),
         (b'{"completed": 1}', ("body", "completed")),
         (b'{"completed": "true"}', ("body", "completed")),
         (b'{"Completed": true}', ("body", "completed")),
+        (b'{"title": "a"}', ("body", "completed")),
         (b"[]", ("body",)),
         (b"true", ("body",)),
     ],

@@ -5,15 +5,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import httpx
 import psycopg2
 import pytest
+import sqlalchemy as sa
+from fastapi import Request
 
 from backend.core import connection, schema
 from backend.core.db import Session, Statement
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.core.pool import Pool
 from backend.tests.concurrency import Call, at_once, until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
@@ -234,7 +237,7 @@ def test_connections_are_replaced_before_the_database_may_close_them(
     before = set(proxy.connections)
     assert client.get(tasks).status_code == 200
     assert proxy.connections == before
-    monkeypatch.setattr(connection, "RECYCLE_SECONDS", -1)
+    monkeypatch.setattr(connection, "MAX_IDLE", -1)
     assert client.get(tasks).status_code == 200
     until(lambda: len(proxy.connections) == 1)
     assert not proxy.connections & before
@@ -252,22 +255,22 @@ def test_few_connections_are_kept_busy_and_the_others_may_sleep(client: httpx.Cl
     proxy.cut_idle("FIN")
 
 
-def test_who_is_cancelled_takes_the_connection_along(database_url: str) -> None:
-    class Answer(NamedTuple):
-        value: str
-
-    async def fetch(session: Session, sql: str) -> list[Answer]:
-        return await session.fetch(Statement("test", Answer, sql), {}, effect="read")
+def test_a_cancelled_statement_closes_its_connection(database_url: str) -> None:
+    async def fetch(session: Session, value: str, seconds: float) -> list[str]:
+        expression = sa.select(sa.bindparam("value", type_=sa.Text), sa.func.pg_sleep(sa.bindparam("seconds")))
+        statement = Statement("test", expression, "read_only", lambda columns, _: str(columns[0]))
+        return await session.exec(statement, {"value": value, "seconds": str(seconds)})
 
     async def cancel() -> None:
-        session = Session(database_url, 1, 30)
-        cancelled = asyncio.create_task(fetch(session, "SELECT 'old' FROM pg_sleep(0.2)"))
+        pool = Pool(database_url, 1, 30)
+        session = Session(pool, Request({"type": "http"}))
+        cancelled = asyncio.create_task(fetch(session, "old", 0.2))
         await asyncio.to_thread(until, lambda: execute(database_url, SLEEPING) != [])
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert await fetch(session, "SELECT 'new'") == [Answer("new")]
-        session.close()
+        assert await fetch(session, "new", 0) == ["new"]
+        pool.close()
 
     asyncio.run(cancel())
 
