@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 MAX_IDLE = 240
 # Seconds between the end of a statement on the server, by statement_timeout, and giving up on its answer.
 ANSWER_GRACE = 0.5
+SHORT = 4096
 DEFAULTS = {
     "application_name": "task-service",
     "client_encoding": "utf8",
@@ -110,10 +111,10 @@ class Connection:
         try:
             milliseconds = max(1, int((deadline - self._loop.time()) * 1000))
             self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
-            if (state := self._raw.poll()) == POLL_WRITE:
+            # A short statement always fits into the buffer of an idle socket.
+            if len(self._cursor.query or b"") > SHORT and self._raw.poll() == POLL_WRITE:
                 self._loop.add_writer(self._file, self._on_writable)
-            if state != POLL_OK:
-                await waiter
+            await waiter
             return self._cursor.fetchall()
         except psycopg2.Error as error:
             # Class 08: a pooler or coordinator in front of the server lost its connection.

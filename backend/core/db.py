@@ -1,11 +1,12 @@
 """The session: what a request runs a model's statements with."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import psycopg2
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from opentelemetry import trace
 from psycopg2.errors import ReadOnlySqlTransaction
 from sqlalchemy import make_url
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 tracer = trace.get_tracer(__name__)
 
 DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
+
+# Seconds.
+LONG_WAIT = 0.1
 
 Row = TypeVar("Row")
 Retry = Literal["read_only", "idempotent", "never"]
@@ -53,6 +57,7 @@ class Session:
     def __init__(self, pool: Pool, request: Request, *, traced: bool = False) -> None:
         self._pool = pool
         self._request = request
+        self._loop = asyncio.get_running_loop()
         self._traced = traced
 
     async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
@@ -72,34 +77,49 @@ class Session:
             return await self._exec(statement, parameters)
 
     async def _exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
-        pool, outcome = self._pool, NOT_WRITTEN
+        pool, user, outcome = self._pool, parameters.get("user_id"), NOT_WRITTEN
+        await self._acquire_slot(user)
+        deadline = self._loop.time() + pool.timeout
         try:
-            async with pool.slot(parameters.get("user_id"), self._request) as deadline:
-                for may_retry in (True, False):
-                    connection = await pool.acquire(deadline)
-                    try:
-                        rows = await connection.execute(statement.sql, parameters, deadline)
-                        return [statement.row(columns, parameters) for columns in rows]
-                    except psycopg2.Error as error:
-                        if not (may_retry and isinstance(error, ReadOnlySqlTransaction)):
-                            raise from_sqlstate(error, outcome) from error
-                        # After a failover only new connections reach the new primary.
-                        pool.expire_connections()
-                    except (ConnectionLost, TimeoutError) as error:
-                        if statement.retry != "read_only":
-                            outcome = MAYBE_WRITTEN
-                        if not may_retry or statement.retry == "never" or isinstance(error, TimeoutError):
-                            raise
-                        logger.warning("%s is retried: %s", statement.name, error)
-                    finally:
-                        pool.release(connection)
+            for may_retry in (True, False):
+                connection = await pool.acquire(deadline)
+                try:
+                    rows = await connection.execute(statement.sql, parameters, deadline)
+                    return [statement.row(columns, parameters) for columns in rows]
+                except psycopg2.Error as error:
+                    if not (may_retry and isinstance(error, ReadOnlySqlTransaction)):
+                        raise from_sqlstate(error, outcome) from error
+                    # After a failover only new connections reach the new primary.
+                    pool.expire_connections()
+                except (ConnectionLost, TimeoutError) as error:
+                    if statement.retry != "read_only":
+                        outcome = MAYBE_WRITTEN
+                    if not may_retry or statement.retry == "never" or isinstance(error, TimeoutError):
+                        raise
+                    logger.warning("%s is retried: %s", statement.name, error)
+                finally:
+                    pool.release(connection)
         except ConnectionLost as lost:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
         except TimeoutError:
-            logger.warning("%s failed: no answer in time", statement.name)
+            logger.warning("%s failed: no answer within %g s", statement.name, pool.timeout)
             raise unavailable("The database did not answer in time", outcome) from None
+        finally:
+            pool.release_slot(user)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _acquire_slot(self, user: object) -> None:
+        started = self._loop.time()
+        try:
+            await self._pool.acquire_slot(user)
+        except TimeoutError:
+            logger.warning("no free connection within %g s", self._pool.timeout)
+            raise unavailable("All connections to the database are busy") from None
+        # Only after a long wait, because asking costs more than a short one.
+        if self._loop.time() - started > LONG_WAIT and await self._request.is_disconnected():
+            self._pool.release_slot(user)
+            raise HTTPException(499, "The client closed the connection.")
 
 
 async def get_session(request: Request) -> Session:

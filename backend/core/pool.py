@@ -1,62 +1,74 @@
-"""The connections of a process, and the limits on their use."""
+"""The connections of a process, and which request may use one."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from weakref import WeakValueDictionary
-
-from fastapi import HTTPException, Request
+from collections import Counter, deque
 
 from backend.core.connection import Connection, ConnectionLost, split_hosts
-from backend.core.errors import unavailable
 
 logger = logging.getLogger(__name__)
 
 
 class Pool:
-    """At most `size` connections to the database at `url`; waiting requests are served first come, first served.
+    """At most `size` connections to the database at `url`, used by one request each.
 
-    One user gets at most half of the connection slots, so that slow or blocked statements leave room for other users.
-    `timeout` in seconds bounds the wait for a slot and, separately, its use.
+    Users that wait for a connection take turns, and one user gets at most half of the connections, so that slow or
+    blocked statements leave room for others. `timeout` in seconds bounds the wait and, separately, the use.
     """
 
     def __init__(self, url: str, size: int, timeout: float) -> None:
+        self.timeout = timeout
         self._hosts = split_hosts(url)
-        self._timeout = timeout
-        self._slots = asyncio.Semaphore(size)
+        self._loop = asyncio.get_running_loop()
+        self._free_slots = size
         self._slots_per_user = (size + 1) // 2
-        self._user_slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
+        self._used_slots: Counter[object] = Counter()
+        self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
         # Last in, first out: under light load few connections stay warm and the others expire.
         self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
         self._open = 0
         self._valid_since = 0.0
         self._closed = False
 
-    @asynccontextmanager
-    async def slot(self, user: object, request: Request) -> AsyncIterator[float]:
-        """Wait until `user` may use a connection; the value is the deadline for that, in the event loop's time.
-
-        Raises HTTPException 503 after `timeout`, and 499 if the client has disconnected meanwhile.
-        """
-        user_slots = self._user_slots.get(user)
-        if user_slots is None:
-            user_slots = self._user_slots[user] = asyncio.Semaphore(self._slots_per_user)
-        must_wait = user_slots.locked() or self._slots.locked()
+    async def acquire_slot(self, user: object) -> None:
+        """Wait until `user` may use a connection; raises TimeoutError."""
+        if self._free_slots and self._used_slots[user] < self._slots_per_user:
+            self._free_slots -= 1
+            self._used_slots[user] += 1
+            return
+        waiter = self._loop.create_future()
+        self._waiters.setdefault(user, deque()).append(waiter)
+        timer = self._loop.call_later(self.timeout, _expire, waiter)
         try:
-            async with asyncio.timeout(self._timeout if must_wait else None) as limit, user_slots, self._slots:
-                limit.reschedule(None)
-                if must_wait and await request.is_disconnected():
-                    raise HTTPException(499, "The client closed the connection.")
-                yield asyncio.get_running_loop().time() + self._timeout
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            logger.warning("no free connection within %g s", self._timeout)
-            raise unavailable("All connections to the database are busy") from None
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                self.release_slot(user)
+            raise
+        finally:
+            timer.cancel()
+
+    def release_slot(self, user: object) -> None:
+        """Give the slot to the first request of the first waiting user who may use one more."""
+        self._free_slots += 1
+        self._used_slots[user] -= 1
+        if not self._used_slots[user]:
+            del self._used_slots[user]
+        for next_user, waiters in list(self._waiters.items()):
+            while waiters and waiters[0].done():
+                waiters.popleft()
+            if waiters and self._used_slots[next_user] >= self._slots_per_user:
+                continue
+            del self._waiters[next_user]
+            if waiters:
+                self._free_slots -= 1
+                self._used_slots[next_user] += 1
+                waiters.popleft().set_result(None)
+                self._waiters[next_user] = waiters
+                return
 
     async def acquire(self, deadline: float) -> Connection:
-        """An idle connection, otherwise a new one, otherwise the next one released.
+        """Return an idle connection, otherwise a new one, otherwise the next one released.
 
         Raises ConnectionLost if there is none, TimeoutError at the deadline.
         """
@@ -90,10 +102,15 @@ class Pool:
 
     def expire_connections(self) -> None:
         """Replace all connections that are open now before their next use."""
-        self._valid_since = asyncio.get_running_loop().time()
+        self._valid_since = self._loop.time()
 
     def close(self) -> None:
         """Close the idle connections now and the others when they are released; none is opened any more."""
         self._closed = True
         while not self._idle.empty():
             self._idle.get_nowait().close()
+
+
+def _expire(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
