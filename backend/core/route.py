@@ -194,8 +194,7 @@ def _unsupported(route: APIRoute) -> Iterator[str]:
         "lists or models in headers or the query": not all(_is_scalar(info.annotation) for info in headers + queried),
         "query parameters other than one model": len(models) > 1 or not all(_is_subclass(m, BaseModel) for m in models),
         "several bodies": len(bodies) > 1,
-        "an embedded body": any(getattr(info, "embed", None) for info in bodies),
-        "forms": any(isinstance(info, params.Form) for info in bodies),
+        "an embedded body or a form": any(isinstance(i, params.Form) or getattr(i, "embed", None) for i in bodies),
     }
     yield from (name for name, is_found in found.items() if is_found)
     yield from _unsupported_dependencies(dependant.dependencies)

@@ -1,0 +1,322 @@
+"""The route supports what FastAPI declares or refuses it when it is declared; it never skips anything silently."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Cookie,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    Security,
+)
+from fastapi.security import SecurityScopes
+from pydantic import BaseModel
+from starlette.requests import HTTPConnection
+
+from backend.core.db import Session, get_session
+from backend.core.route import StrictJSONRoute, add_routes
+from backend.main import create_app
+from backend.tests.errors import assert_error
+from backend.tests.serving import in_thread, settings
+
+
+class Model(BaseModel):
+    value: int = 0
+
+
+class ModelWithList(BaseModel):
+    values: list[int] = []
+
+
+async def of_request(request: Request) -> str:
+    return request.url.path
+
+
+def sync_dependency(request: Request) -> None: ...
+
+
+async def with_parameter(value: int) -> None: ...
+
+
+async def with_header(value: Annotated[str, Header()]) -> None: ...
+
+
+async def with_body(value: Model) -> None: ...
+
+
+async def with_yield(request: Request) -> AsyncIterator[None]:
+    yield
+
+
+async def with_scopes(scopes: SecurityScopes) -> None: ...
+
+
+async def with_response(response: Response) -> None: ...
+
+
+async def on_a_sync_one(value: Annotated[None, Depends(sync_dependency)]) -> None: ...
+
+
+async def sync_depends(value: Annotated[None, Depends(sync_dependency)]) -> Response:
+    return Response()
+
+
+async def parameter_depends(value: Annotated[None, Depends(with_parameter)]) -> Response:
+    return Response()
+
+
+async def header_depends(value: Annotated[None, Depends(with_header)]) -> Response:
+    return Response()
+
+
+async def body_depends(value: Annotated[None, Depends(with_body)]) -> Response:
+    return Response()
+
+
+async def yield_depends(value: Annotated[None, Depends(with_yield)]) -> Response:
+    return Response()
+
+
+async def scopes_depends(value: Annotated[None, Security(with_scopes)]) -> Response:
+    return Response()
+
+
+async def security_scopes(value: Annotated[None, Security(of_request, scopes=["read"])]) -> Response:
+    return Response()
+
+
+async def response_depends(value: Annotated[None, Depends(with_response)]) -> Response:
+    return Response()
+
+
+async def nested_sync_depends(value: Annotated[None, Depends(on_a_sync_one)]) -> Response:
+    return Response()
+
+
+async def cookie(value: Annotated[str, Cookie()]) -> Response:
+    return Response()
+
+
+async def plain_query(value: int = 0) -> Response:
+    return Response()
+
+
+async def query_list(values: Annotated[list[int], Query()]) -> Response:
+    return Response()
+
+
+async def two_queries(a: Annotated[Model, Query()], b: Annotated[Model, Query()]) -> Response:
+    return Response()
+
+
+async def list_in_query(query: Annotated[ModelWithList, Query()]) -> Response:
+    return Response()
+
+
+async def header_model(value: Annotated[Model, Header()]) -> Response:
+    return Response()
+
+
+async def header_list(values: Annotated[list[str] | None, Header()] = None) -> Response:
+    return Response()
+
+
+async def underscores(x_y: Annotated[str, Header(convert_underscores=False)]) -> Response:
+    return Response()
+
+
+async def two_bodies(a: Model, b: Model) -> Response:
+    return Response()
+
+
+async def embedded(value: Annotated[Model, Body(embed=True)]) -> Response:
+    return Response()
+
+
+async def background(tasks: BackgroundTasks) -> Response:
+    return Response()
+
+
+async def response_parameter(response: Response) -> Response:
+    return Response()
+
+
+async def connection(connection: HTTPConnection) -> Response:
+    return Response()
+
+
+def sync_endpoint() -> Response:
+    return Response()
+
+
+async def returns_a_dict() -> dict[str, str]:
+    return {}
+
+
+async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the missing annotation is what is tested
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "named"),
+    [
+        (sync_depends, "sync_dependency, which is not a coroutine function"),
+        (parameter_depends, "query_params of dependency with_parameter"),
+        (header_depends, "header_params of dependency with_header"),
+        (body_depends, "body_params of dependency with_body"),
+        (yield_depends, "with_yield, which is not a coroutine function"),
+        (scopes_depends, "security_scopes_param_name of dependency with_scopes"),
+        (security_scopes, "own_oauth_scopes of dependency of_request"),
+        (response_depends, "response_param_name of dependency with_response"),
+        (nested_sync_depends, "sync_dependency, which is not a coroutine function"),
+        (cookie, "cookie_params"),
+        (plain_query, "query parameters other than one model"),
+        (query_list, "query parameters other than one model"),
+        (two_queries, "query parameters other than one model"),
+        (list_in_query, "lists or models in headers or the query"),
+        (header_model, "lists or models in headers or the query"),
+        (header_list, "lists or models in headers or the query"),
+        (underscores, "convert_underscores=False"),
+        (two_bodies, "several bodies"),
+        (embedded, "an embedded body or a form"),
+        (background, "background_tasks_param_name"),
+        (response_parameter, "response_param_name"),
+        (connection, "http_connection_param_name"),
+        (sync_endpoint, "an endpoint that is not a coroutine function"),
+        (returns_a_dict, "an endpoint that is not annotated to return a Response"),
+        (returns_anything, "an endpoint that is not annotated to return a Response"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_unsupported_declaration_is_refused_by_name(endpoint: Callable[..., Any], named: str) -> None:
+    router = APIRouter(route_class=StrictJSONRoute)
+    with pytest.raises(TypeError, match=f"{endpoint.__name__}: StrictJSONRoute does not support .*{named}"):
+        router.post("/")(endpoint)
+
+
+def test_an_unsupported_dependency_of_the_router_is_refused() -> None:
+    router = APIRouter(route_class=StrictJSONRoute, dependencies=[Depends(sync_dependency)])
+    with pytest.raises(TypeError, match="sync_dependency"):
+        router.get("/")(ok)
+
+
+def test_a_lax_content_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="strict_content_type=False"):
+        APIRouter(route_class=StrictJSONRoute, strict_content_type=False).get("/")(ok)
+
+
+def send(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(once())
+
+
+async def ok() -> Response:
+    return Response("ok")
+
+
+async def refuse(path: Annotated[str, Depends(of_request)]) -> None:
+    raise HTTPException(403, f"Not for {path}.")
+
+
+@pytest.mark.parametrize("where", ["app", "router", "add_routes", "include_router", "endpoint"])
+def test_dependencies_run_wherever_they_are_declared(where: str) -> None:
+    denied = [Depends(refuse)]
+
+    def given(here: str) -> list[Any]:
+        return denied if where == here else []
+
+    app = FastAPI(dependencies=given("app"))
+    router = APIRouter(route_class=StrictJSONRoute, dependencies=given("router"))
+    router.get("/path", dependencies=given("endpoint"))(ok)
+    if where == "include_router":
+        app.include_router(router, dependencies=denied)
+    else:
+        add_routes(app, router, given("add_routes"), {})
+    assert send(app, "GET", "/path").json() == {"detail": "Not for /path."}
+
+
+def test_a_dependency_runs_once_per_request_and_after_what_it_depends_on() -> None:
+    calls: list[str] = []
+
+    async def first() -> int:
+        calls.append("first")
+        return 1
+
+    async def second(one: Annotated[int, Depends(first)], request: Request) -> int:
+        calls.append("second")
+        return one + 1
+
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+
+    @router.get("/")
+    async def endpoint(two: Annotated[int, Depends(second)], one: Annotated[int, Depends(first)]) -> Response:
+        return Response(f"{one} {two}")
+
+    add_routes(app, router, [], {})
+    assert send(app, "GET", "/").text == "1 2"
+    assert calls == ["first", "second"]
+
+
+async def empty() -> AsyncIterator[bytes]:
+    yield b""
+
+
+@pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
+def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> None:
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+
+    @router.post("/")
+    async def endpoint(body: Model) -> Response:
+        return Response(str(body.value))
+
+    if include:
+        app.include_router(router)
+    else:
+        add_routes(app, router, [], {})
+    json = {"Content-Type": "application/json"}
+    assert send(app, "POST", "/", content=b'{"value": 1}', headers=json).text == "1"
+    assert send(app, "POST", "/", content=b'{"value": NaN}', headers=json).status_code == 400
+    assert send(app, "POST", "/", content=b" " * 65_537, headers=json).status_code == 413
+    assert send(app, "POST", "/", content=b'{"value": "x"}', headers=json).status_code == 422
+    assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
+
+
+def test_dependency_overrides_replace_the_session_in_every_form_that_fastapi_takes(
+    base_url: str, database_url: str, tasks: str
+) -> None:
+    app = create_app(settings(database_url))
+    used: list[str] = []
+
+    def refuse_sync(path: Annotated[str, Depends(of_request)]) -> Session:
+        raise HTTPException(403, f"Not for {path}.")
+
+    async def count_yield(request: Request) -> AsyncIterator[Session]:
+        session = await get_session(request)
+        yield session
+        used.append(request.method)
+
+    with in_thread(app) as url, httpx.Client(base_url=url) as client:
+        app.dependency_overrides[get_session] = refuse_sync
+        assert_error(client.get(tasks), 403)
+        app.dependency_overrides[get_session] = count_yield
+        created = client.post(tasks, json={"title": "a"})
+        assert client.get(created.headers["Location"]).json() == created.json()
+        assert used == ["POST", "GET"]
+        app.dependency_overrides.clear()
+        assert client.get(tasks).json() == [created.json()]
+        assert used == ["POST", "GET"]
