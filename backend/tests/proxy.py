@@ -1,7 +1,7 @@
-"""A PostgreSQL that can be watched and made to fail: a TCP proxy that knows its wire protocol (version 3, without TLS).
+"""A TCP proxy for PostgreSQL that records messages and injects faults (protocol version 3, without TLS).
 
-It lives in a thread with an event loop of its own. Its methods are called from other threads and return when what they
-ask for is in effect.
+It runs in a thread with an event loop of its own. Its methods are called from other threads and return when they have
+taken effect.
 """
 
 import asyncio
@@ -17,32 +17,32 @@ from urllib.parse import quote, urlencode
 
 from psycopg2.extensions import parse_dsn
 
-Given = ParamSpec("Given")
+P = ParamSpec("P")
 Result = TypeVar("Result")
-Goodbye = Literal["FIN", "farewell", "RST"]
-"""How a connection ends: in silence, with the message of a server that shuts down, or as if the server had vanished."""
+Ending = Literal["FIN", "shutdown", "RST"]
+"""How a connection ends: without a message, with the message of a server that shuts down, or by a reset."""
 Cut = Literal["before the statement", "before the answer", "in the answer"]
-"""Where a connection breaks. In the last two cases the server has carried the statement out to its end."""
-Fault = Cut | Literal["silence before the end of the answer", "farewell"]
+"""When a connection breaks. In the last two cases the server has executed the statement completely."""
+Fault = Cut | Literal["silence before the end of the answer", "shutdown"]
 
-# PostgreSQL docs, "Message Formats": what a client may send before, or instead of, its StartupMessage.
+# PostgreSQL docs, "Message Formats": a client may send these before, or instead of, its StartupMessage.
 CANCEL, SSL, GSS = (struct.pack("!i", code) for code in (80877102, 80877103, 80877104))
 _FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
-FAREWELL = b"E" + struct.pack("!i", 4 + len(_FIELDS)) + _FIELDS
+SHUTDOWN = b"E" + struct.pack("!i", 4 + len(_FIELDS)) + _FIELDS
 
 
 def _in_loop(
-    method: "Callable[Concatenate[Proxy, Given], Coroutine[Any, Any, Result]]",
-) -> "Callable[Concatenate[Proxy, Given], Result]":
+    method: "Callable[Concatenate[Proxy, P], Coroutine[Any, Any, Result]]",
+) -> "Callable[Concatenate[Proxy, P], Result]":
     @wraps(method)
-    def call(self: "Proxy", /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def call(self: "Proxy", /, *args: P.args, **kwargs: P.kwargs) -> Result:
         return asyncio.run_coroutine_threadsafe(method(self, *args, **kwargs), self.loop).result(30)
 
     return call
 
 
 class Proxy:
-    """`proxied` makes one."""
+    """A running proxy; created by `proxied`."""
 
     def __init__(self, url: str) -> None:
         given = parse_dsn(url)
@@ -53,19 +53,19 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.url = f"postgresql://127.0.0.1:{self._port}/?{urlencode(given, quote_via=quote)}"
         self.delay = 0.0
-        """Seconds by which each direction is late."""
+        """Seconds added to each direction."""
         self.connections: set[_Connection] = set()
         self.most_connections = 0
         self.recorded: list[str] = []
         self.faults: list[Fault] = []
-        """What befalls each of the next statements."""
+        """One fault for each of the next statements."""
         self.flowing = asyncio.Event()
         self.held = threading.Semaphore(0)
-        """Counts the messages of clients that were held back since `freeze`; a test awaits one with `acquire`."""
+        """Counts the client messages held back since `freeze`; `acquire` waits for one."""
 
     @contextmanager
     def recording(self) -> Iterator[list[str]]:
-        """The messages that clients send within the block: the SQL of each Query or Parse, the type of any other."""
+        """The messages sent by clients within the block: the SQL of a Query or Parse, the type of any other."""
         recorded = self.recorded = []
         try:
             yield recorded
@@ -73,35 +73,35 @@ class Proxy:
             self.recorded = []
 
     @_in_loop
-    async def cut_idle(self, goodbye: Goodbye) -> int:
-        """End all connections on which nothing is asked, as a database that goes to sleep; how many there were."""
+    async def cut_idle(self, ending: Ending) -> int:
+        """Close all idle connections, as a database that is suspended does; returns their number."""
         idle = [connection for connection in self.connections if connection.idle]
-        await asyncio.gather(*(connection.end(goodbye) for connection in idle))
+        await asyncio.gather(*(connection.end(ending) for connection in idle))
         return len(idle)
 
     @_in_loop
     async def freeze(self) -> None:
-        """Hold back every byte from now on: connecting succeeds, and then nothing happens."""
+        """Hold back all messages from now on: TCP connections are accepted and get no answer."""
         self.held = threading.Semaphore(0)
         self.flowing.clear()
 
     @_in_loop
     async def thaw(self) -> None:
-        """Pass on what was held back, and all that follows."""
+        """Forward the messages held back and all later ones."""
         self.flowing.set()
 
     @_in_loop
     async def accept(self) -> None:
-        """Accept connections: the database is up."""
-        self._server = await asyncio.start_server(lambda *near: _Connection(self, *near).live(), sock=self._bound)
+        """Accept connections."""
+        self._server = await asyncio.start_server(lambda *streams: _Connection(self, *streams).run(), sock=self._bound)
 
     @_in_loop
     async def refuse(self) -> None:
-        """Refuse new connections and break those there are: the database is down."""
+        """Refuse new connections and reset the open ones, as when the database is down."""
         if self._server is not None:
             self._server.close()
             self._server = None
-            # Bound but not listening, so that nobody else gets the port.
+            # Bound but not listening, so that no other process gets the port.
             self._bound = self._bind()
         await asyncio.gather(*(connection.end("RST") for connection in self.connections))
 
@@ -114,7 +114,7 @@ class Proxy:
 
     @_in_loop
     async def close(self) -> None:
-        """To be called last: end what is still going on."""
+        """Cancel all tasks and stop the event loop; must be the last call."""
         self._bound.close()
         going_on = asyncio.all_tasks() - {asyncio.current_task()}
         for task in going_on:
@@ -124,19 +124,19 @@ class Proxy:
 
 
 class _Connection:
-    """A client's connection, and the one to the server that belongs to it."""
+    """A client's connection and the connection to the server opened for it."""
 
     def __init__(self, proxy: Proxy, reader: StreamReader, writer: StreamWriter) -> None:
         self.idle = False
-        self.asked = 0
-        """How many messages the client has sent."""
+        self.messages = 0
+        """The number of messages the client has sent."""
         self._proxy = proxy
         self._reader = reader
         self._writer = writer
         self._fault: Fault | None = None
 
-    async def live(self) -> None:
-        """Pass messages on in both directions until one side ends or a fault strikes."""
+    async def run(self) -> None:
+        """Forward messages in both directions until a side closes or a fault occurs."""
         with suppress(OSError, IncompleteReadError, asyncio.CancelledError):
             host, port = self._proxy.upstream
             path = f"{host}/.s.PGSQL.{port}"
@@ -144,7 +144,10 @@ class _Connection:
             reader, writer = await to_server
             try:
                 await self._start(reader, writer)
-                pumps = [asyncio.create_task(self._ask(writer)), asyncio.create_task(self._answer(reader))]
+                pumps = [
+                    asyncio.create_task(self._forward_requests(writer)),
+                    asyncio.create_task(self._forward_answers(reader)),
+                ]
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
                 for pump in pumps:
                     pump.cancel()
@@ -154,11 +157,11 @@ class _Connection:
         self._proxy.connections.discard(self)
         await self.end("FIN")
 
-    async def end(self, goodbye: Goodbye) -> None:
-        """End the client's side; the server's side follows."""
-        if goodbye == "farewell":
-            self._writer.write(FAREWELL)
-        if goodbye == "RST":
+    async def end(self, ending: Ending) -> None:
+        """Close the client's connection; that of the server follows."""
+        if ending == "shutdown":
+            self._writer.write(SHUTDOWN)
+        if ending == "RST":
             client: socket.socket = self._writer.get_extra_info("socket")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._writer.transport.abort()
@@ -178,11 +181,11 @@ class _Connection:
             self._proxy.connections.add(self)
             self._proxy.most_connections = max(self._proxy.most_connections, len(self._proxy.connections))
 
-    async def _ask(self, writer: StreamWriter) -> None:
+    async def _forward_requests(self, writer: StreamWriter) -> None:
         while True:
             kind, message = await _message(self._reader)
             self.idle = False
-            self.asked += 1
+            self.messages += 1
             if kind != "p":
                 sql = {"Q": message[5:-1], "P": message[5:].partition(b"\0")[2]}.get(kind)
                 self._proxy.recorded.append(kind if sql is None else sql.decode())
@@ -190,28 +193,28 @@ class _Connection:
                 self._fault = self._proxy.faults.pop(0)
                 if self._fault == "before the statement":
                     return
-                if self._fault == "farewell":
-                    self._writer.write(FAREWELL)
+                if self._fault == "shutdown":
+                    self._writer.write(SHUTDOWN)
                     return
             await self._forward(writer, message)
 
     async def _forward(self, writer: StreamWriter, message: bytes) -> None:
         if not self._proxy.flowing.is_set():
             self._proxy.held.release()
-        await self._late()
+        await self._delay()
         writer.write(message)
 
-    async def _answer(self, reader: StreamReader) -> None:
+    async def _forward_answers(self, reader: StreamReader) -> None:
         answer = b""
         with suppress(IncompleteReadError):
             while True:
                 kind, message = await _message(reader)
                 answer += message
-                # All of an answer at once, so that it is late once; before the first one, what the client replies to.
+                # A whole answer at once, so that it is delayed once; before the first, the messages that need a reply.
                 if kind in "RZ":
                     if self._fault is not None:
                         break
-                    await self._late()
+                    await self._delay()
                     self.idle = kind == "Z"
                     self._writer.write(answer)
                     answer = b""
@@ -220,10 +223,10 @@ class _Connection:
             await asyncio.Event().wait()
         elif self._fault is not None:
             answer = answer[: len(answer) // 2] if self._fault == "in the answer" else b""
-        await self._late()
+        await self._delay()
         self._writer.write(answer)
 
-    async def _late(self) -> None:
+    async def _delay(self) -> None:
         await asyncio.sleep(self._proxy.delay)
         await self._proxy.flowing.wait()
 
@@ -235,7 +238,7 @@ async def _message(reader: StreamReader) -> tuple[str, bytes]:
 
 @contextmanager
 def proxied(url: str) -> Iterator[Proxy]:
-    """A proxy before the database at `url`; clients connect to the proxy's `url`."""
+    """Run a proxy in front of the database at `url`; clients connect to the proxy's own `url`."""
     proxy = Proxy(url)
     thread = threading.Thread(target=proxy.loop.run_forever, daemon=True)
     thread.start()
