@@ -5,12 +5,13 @@ taken effect.
 """
 
 import asyncio
+import ctypes
 import socket
 import struct
 import threading
 from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
@@ -23,12 +24,30 @@ Ending = Literal["FIN", "shutdown", "RST"]
 """How a connection ends: without a message, with the message of a server that shuts down, or by a reset."""
 Cut = Literal["before the statement", "before the answer", "in the answer"]
 """When a connection breaks. In the last two cases the server has executed the statement completely."""
-Fault = Cut | Literal["silence before the end of the answer", "shutdown"]
+Fault = Cut | Literal["after the answer", "silence before the end of the answer", "shutdown", "error 08006"]
+"""`error 08006` replaces the answer of a statement that was executed; the connection stays open."""
+Silence = Literal["swallow", "drop"]
+"""How a connection becomes silent: its bytes are acknowledged and lost, or its packets are dropped."""
 
 # PostgreSQL docs, "Message Formats": a client may send these before, or instead of, its StartupMessage.
 CANCEL, SSL, GSS = (struct.pack("!i", code) for code in (80877102, 80877103, 80877104))
-_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
-SHUTDOWN = b"E" + struct.pack("!i", 4 + len(_FIELDS)) + _FIELDS
+SO_ATTACH_FILTER = 26  # Linux, asm-generic/socket.h
+
+
+def error_response(severity: str, sqlstate: str, message: str) -> bytes:
+    """An ErrorResponse message."""
+    fields = f"S{severity}\0V{severity}\0C{sqlstate}\0M{message}\0\0".encode()
+    return b"E" + struct.pack("!i", 4 + len(fields)) + fields
+
+
+SHUTDOWN = error_response("FATAL", "57P01", "terminating connection due to administrator command")
+
+
+def drop_packets(endpoint: socket.socket) -> None:
+    """Let the kernel drop every packet that arrives at a socket, unacknowledged (Linux only)."""
+    # One instruction of classic BPF, "return 0": keep nothing of the packet.
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    endpoint.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 def _in_loop(
@@ -56,9 +75,17 @@ class Proxy:
         """Seconds added to each direction."""
         self.connections: set[_Connection] = set()
         self.most_connections = 0
+        self.opened = 0
+        """The number of connections opened so far."""
+        self.max_connections: int | None = None
+        """Refuse connections above this number as a server with this `max_connections` does."""
         self.recorded: list[str] = []
         self.faults: list[Fault] = []
         """One fault for each of the next statements."""
+        self.ending: Ending = "FIN"
+        """How a fault ends the connection."""
+        self.client_stopped: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while a fault ends a connection, so that a client sees the last bytes and the end at once."""
         self.flowing = asyncio.Event()
         self.held = threading.Semaphore(0)
         """Counts the client messages held back since `freeze`; `acquire` waits for one."""
@@ -80,6 +107,20 @@ class Proxy:
         return len(idle)
 
     @_in_loop
+    async def silence(self, silence: Silence) -> "set[_Connection]":
+        """Silence all open connections, but no new ones; returns them."""
+        for connection in self.connections:
+            connection.silence(silence)
+        return set(self.connections)
+
+    @_in_loop
+    async def run_in_sessions(self, sql: str) -> int:
+        """Run `sql` in the server session of each idle connection, unseen by its client; returns their number."""
+        idle = [connection for connection in self.connections if connection.idle]
+        await asyncio.gather(*(connection.run(sql) for connection in idle))
+        return len(idle)
+
+    @_in_loop
     async def freeze(self) -> None:
         """Hold back all messages from now on: TCP connections are accepted and get no answer."""
         self.held = threading.Semaphore(0)
@@ -93,7 +134,9 @@ class Proxy:
     @_in_loop
     async def accept(self) -> None:
         """Accept connections."""
-        self._server = await asyncio.start_server(lambda *streams: _Connection(self, *streams).run(), sock=self._bound)
+        self._server = await asyncio.start_server(
+            lambda *streams: _Connection(self, *streams).forward(), sock=self._bound
+        )
 
     @_in_loop
     async def refuse(self) -> None:
@@ -134,14 +177,19 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._fault: Fault | None = None
+        self._last_bytes = b""
+        self._swallows = False
+        self._to_server: StreamWriter | None = None
+        self._hidden: asyncio.Future[None] | None = None
 
-    async def run(self) -> None:
+    async def forward(self) -> None:
         """Forward messages in both directions until a side closes or a fault occurs."""
         with suppress(OSError, IncompleteReadError, asyncio.CancelledError):
             host, port = self._proxy.upstream
             path = f"{host}/.s.PGSQL.{port}"
             to_server = asyncio.open_unix_connection(path) if host[0] == "/" else asyncio.open_connection(host, port)
             reader, writer = await to_server
+            self._to_server = writer
             try:
                 await self._start(reader, writer)
                 pumps = [
@@ -155,7 +203,22 @@ class _Connection:
             finally:
                 writer.close()
         self._proxy.connections.discard(self)
-        await self.end("FIN")
+        with self._proxy.client_stopped() if self._fault else nullcontext():
+            self._writer.write(self._last_bytes)
+            await self.end(self._proxy.ending if self._fault else "FIN")
+
+    def silence(self, silence: Silence) -> None:
+        """Silence the connection as its client sees it."""
+        if silence == "drop":
+            drop_packets(self._writer.get_extra_info("socket"))
+        self._swallows = True
+
+    async def run(self, sql: str) -> None:
+        """Run `sql` in the server's session; the client must not be using the connection."""
+        assert self._to_server is not None
+        self._hidden = asyncio.get_running_loop().create_future()
+        self._to_server.write(b"Q" + struct.pack("!i", 5 + len(sql)) + sql.encode() + b"\0")
+        await self._hidden
 
     async def end(self, ending: Ending) -> None:
         """Close the client's connection; that of the server follows."""
@@ -173,13 +236,21 @@ class _Connection:
         while True:
             size = await self._reader.readexactly(4)
             packet = await self._reader.readexactly(int.from_bytes(size, "big") - 4)
+            if packet[:4] not in (SSL, GSS, CANCEL):
+                self._register()
             await self._forward(writer, size + packet)
             if packet[:4] not in (SSL, GSS):
                 break
             self._writer.write(await reader.readexactly(1))
-        if packet[:4] != CANCEL:
-            self._proxy.connections.add(self)
-            self._proxy.most_connections = max(self._proxy.most_connections, len(self._proxy.connections))
+
+    def _register(self) -> None:
+        proxy = self._proxy
+        if len(proxy.connections) == proxy.max_connections:
+            self._writer.write(error_response("FATAL", "53300", "sorry, too many clients already"))
+            raise ConnectionRefusedError
+        proxy.connections.add(self)
+        proxy.opened += 1
+        proxy.most_connections = max(proxy.most_connections, len(proxy.connections))
 
     async def _forward_requests(self, writer: StreamWriter) -> None:
         while True:
@@ -194,9 +265,10 @@ class _Connection:
                 if self._fault == "before the statement":
                     return
                 if self._fault == "shutdown":
-                    self._writer.write(SHUTDOWN)
+                    self._last_bytes = SHUTDOWN
                     return
-            await self._forward(writer, message)
+            if not self._swallows:
+                await self._forward(writer, message)
 
     async def _forward(self, writer: StreamWriter, message: bytes) -> None:
         if not self._proxy.flowing.is_set():
@@ -211,20 +283,26 @@ class _Connection:
                 kind, message = await _message(reader)
                 answer += message
                 # A whole answer at once, so that it is delayed once; before the first, the messages that need a reply.
-                if kind in "RZ":
-                    if self._fault is not None:
-                        break
-                    await self._delay()
+                if kind not in "RZ":
+                    continue
+                if self._fault == "error 08006":
+                    answer, self._fault = error_response("ERROR", "08006", "server connection lost") + message, None
+                if self._fault is not None:
+                    break
+                await self._delay()
+                if self._hidden is not None:
+                    self._hidden.set_result(None)
+                    self._hidden = None
+                elif not self._swallows:
                     self.idle = kind == "Z"
                     self._writer.write(answer)
-                    answer = b""
+                answer = b""
+        await self._delay()
         if self._fault == "silence before the end of the answer":
             self._writer.write(answer[: -len(message)])
             await asyncio.Event().wait()
-        elif self._fault is not None:
-            answer = answer[: len(answer) // 2] if self._fault == "in the answer" else b""
-        await self._delay()
-        self._writer.write(answer)
+        end = {"before the answer": 0, "in the answer": len(answer) // 2}.get(str(self._fault), len(answer))
+        self._last_bytes = answer[:end]
 
     async def _delay(self) -> None:
         await asyncio.sleep(self._proxy.delay)
@@ -251,3 +329,12 @@ def proxied(url: str) -> Iterator[Proxy]:
         proxy.close()
         thread.join()
         proxy.loop.close()
+
+
+@contextmanager
+def silent_host(address: str, silence: Silence, port: int = 0) -> Iterator[int]:
+    """A host that accepts connections and never answers, or that drops all packets; its port."""
+    with socket.create_server((address, port)) as listening:
+        if silence == "drop":
+            drop_packets(listening)
+        yield listening.getsockname()[1]
