@@ -67,10 +67,10 @@ class Proxy:
         given = parse_dsn(url)
         self.upstream = given.pop("host", "localhost"), given.pop("port", "5432")
         self.loop = asyncio.new_event_loop()
-        self._port = 0
+        self.port = 0
         self._bound = self._bind()
         self._server: asyncio.Server | None = None
-        self.url = f"postgresql://127.0.0.1:{self._port}/?{urlencode(given, quote_via=quote)}"
+        self.url = f"postgresql://127.0.0.1:{self.port}/?{urlencode(given, quote_via=quote)}"
         self.delay = 0.0
         """Seconds added to each direction."""
         self.connections: set[_Connection] = set()
@@ -151,8 +151,8 @@ class Proxy:
     def _bind(self) -> socket.socket:
         bound = socket.socket()
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", self._port))
-        self._port = bound.getsockname()[1]
+        bound.bind(("127.0.0.1", self.port))
+        self.port = bound.getsockname()[1]
         return bound
 
     @_in_loop

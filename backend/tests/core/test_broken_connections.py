@@ -178,6 +178,22 @@ def test_an_unreachable_database_has_written_nothing(
     assert case.times_written() == 0
 
 
+@each_operation
+def test_the_outcome_of_a_statement_is_unknown_when_the_server_reports_a_lost_connection(
+    client: httpx.Client, proxy: Proxy, tasks: str, operation: Operation
+) -> None:
+    case = Case(client, tasks, operation)
+    proxy.faults = ["error 08006"]
+    answer = case.send()
+    assert proxy.faults == []
+    if operation.retry == "never" or answer.status_code != operation.status:
+        assert_error(answer, 503)
+        expected = NOT_WRITTEN if operation.retry == "read_only" else MAYBE_WRITTEN
+        assert answer.json()["detail"].endswith(f"; {expected}.")
+    if operation.retry == "never" or operation.method == "POST":
+        assert case.times_written() == 1
+
+
 @pytest.mark.parametrize(("json", "status"), [({"completed": True}, 200), (None, 503)])
 def test_a_statement_terminated_by_an_operator_is_retried_if_that_is_safe(
     client: httpx.Client, database_url: str, tasks: str, json: object, status: int
