@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, Silence, proxied, silent_host
 from backend.tests.serving import Loop, free_port, in_thread, settings
 
-TIMEOUT = 3.0
+TIMEOUT = 2.0
 """DB_POOL_TIMEOUT in seconds."""
 SILENCES = [
     "swallow",
@@ -34,7 +34,9 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 def with_hosts(proxy: Proxy, *hosts: tuple[str, int]) -> str:
     """The URL of `proxy` with these names and ports instead of its own."""
     names, ports = zip(*hosts, strict=True)
-    return f"postgresql:///?{urlsplit(proxy.url).query}&host={','.join(names)}&port={','.join(map(str, ports))}"
+    # Without values that are empty: an empty `hostaddr` is an address too.
+    given = dict(parse_qsl(urlsplit(proxy.url).query))
+    return f"postgresql:///?{urlencode({**given, 'host': ','.join(names), 'port': ','.join(map(str, ports))})}"
 
 
 class Resolver:
