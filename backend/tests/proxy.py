@@ -114,11 +114,10 @@ class Proxy:
         return set(self.connections)
 
     @_in_loop
-    async def run_in_sessions(self, sql: str) -> int:
-        """Run `sql` in the server session of each idle connection, unseen by its client; returns their number."""
+    async def run_in_sessions(self, sql: str) -> list[bytes]:
+        """Run `sql` in the server session of each idle connection, unseen by its client; returns the raw answers."""
         idle = [connection for connection in self.connections if connection.idle]
-        await asyncio.gather(*(connection.run(sql) for connection in idle))
-        return len(idle)
+        return await asyncio.gather(*(connection.run(sql) for connection in idle))
 
     @_in_loop
     async def freeze(self) -> None:
@@ -180,7 +179,7 @@ class _Connection:
         self._last_bytes = b""
         self._swallows = False
         self._to_server: StreamWriter | None = None
-        self._hidden: asyncio.Future[None] | None = None
+        self._hidden: asyncio.Future[bytes] | None = None
 
     async def forward(self) -> None:
         """Forward messages in both directions until a side closes or a fault occurs."""
@@ -213,12 +212,12 @@ class _Connection:
             drop_packets(self._writer.get_extra_info("socket"))
         self._swallows = True
 
-    async def run(self, sql: str) -> None:
-        """Run `sql` in the server's session; the client must not be using the connection."""
+    async def run(self, sql: str) -> bytes:
+        """Run `sql` in the server's session, which the client must not be using; returns the raw answer."""
         assert self._to_server is not None
         self._hidden = asyncio.get_running_loop().create_future()
         self._to_server.write(b"Q" + struct.pack("!i", 5 + len(sql)) + sql.encode() + b"\0")
-        await self._hidden
+        return await self._hidden
 
     async def end(self, ending: Ending) -> None:
         """Close the client's connection; that of the server follows."""
@@ -291,7 +290,7 @@ class _Connection:
                     break
                 await self._delay()
                 if self._hidden is not None:
-                    self._hidden.set_result(None)
+                    self._hidden.set_result(answer)
                     self._hidden = None
                 elif not self._swallows:
                     self.idle = kind == "Z"

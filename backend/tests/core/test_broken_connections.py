@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import Request
 
-from backend.core import connection, schema
+from backend.core import schema
 from backend.core.db import Session, Statement
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.core.pool import Pool
@@ -244,19 +244,6 @@ def test_the_outcome_of_the_first_attempt_stays_unknown_when_the_retry_fails(
         other.commit()
         assert_error(created.result(), 503)
         assert created.result().json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
-
-
-def test_a_connection_is_replaced_after_its_maximum_lifetime(
-    client: httpx.Client, proxy: Proxy, tasks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert client.get(tasks).status_code == 200
-    before = set(proxy.connections)
-    assert client.get(tasks).status_code == 200
-    assert proxy.connections == before
-    monkeypatch.setattr(connection, "MAX_IDLE", -1)
-    assert client.get(tasks).status_code == 200
-    until(lambda: len(proxy.connections) == 1)
-    assert not proxy.connections & before
 
 
 def test_the_connection_used_last_is_used_next(client: httpx.Client, proxy: Proxy, tasks: str) -> None:

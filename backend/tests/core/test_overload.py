@@ -54,6 +54,33 @@ def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, siz
         assert 1 <= proxy.most_connections <= size
 
 
+def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_size=10, db_pool_timeout=30, log_level="error")) as url:
+        until(lambda: not proxy.connections)  # those of other tests
+        proxy.max_connections = 3
+        proxy.delay = 0.01
+        try:
+            assert httpx.get(url + tasks, timeout=30).status_code == 200
+            answers = at_once(url, [Call("GET", tasks), Call("POST", tasks, {"title": "a"})] * 50)
+        finally:
+            proxy.delay = 0
+            proxy.max_connections = None
+        assert Counter(a.status_code for a in answers) == {200: 50, 201: 50}
+
+
+def test_a_server_without_a_free_connection_has_written_nothing(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_timeout=0.5)) as url:
+        until(lambda: not proxy.connections)  # those of other tests
+        proxy.max_connections = 0
+        try:
+            answer = httpx.post(url + tasks, json={"title": "a"}, timeout=30)
+        finally:
+            proxy.max_connections = None
+        assert_error(answer, 503)
+        assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
+        assert httpx.get(url + tasks, timeout=30).json() == []
+
+
 def test_every_request_to_a_silent_database_is_answered(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.4)) as url,
