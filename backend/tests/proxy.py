@@ -40,6 +40,12 @@ def error_response(severity: str, sqlstate: str, message: str) -> bytes:
     return b"E" + struct.pack("!i", 4 + len(fields)) + fields
 
 
+def query(sql: str) -> bytes:
+    """A Query message."""
+    text = sql.encode() + b"\0"
+    return b"Q" + struct.pack("!i", 4 + len(text)) + text
+
+
 SHUTDOWN = error_response("FATAL", "57P01", "terminating connection due to administrator command")
 
 
@@ -114,6 +120,13 @@ class Proxy:
         return set(self.connections)
 
     @_in_loop
+    async def make_read_only(self) -> int:
+        """Let all open connections, but no new ones, refuse to write; returns their number."""
+        for connection in self.connections:
+            connection.read_only = True
+        return len(self.connections)
+
+    @_in_loop
     async def run_in_sessions(self, sql: str) -> list[bytes]:
         """Run `sql` in the server session of each idle connection, unseen by its client; returns the raw answers."""
         idle = [connection for connection in self.connections if connection.idle]
@@ -175,6 +188,7 @@ class _Connection:
         self._proxy = proxy
         self._reader = reader
         self._writer = writer
+        self.read_only = False
         self._fault: Fault | None = None
         self._last_bytes = b""
         self._swallows = False
@@ -216,7 +230,7 @@ class _Connection:
         """Run `sql` in the server's session, which the client must not be using; returns the raw answer."""
         assert self._to_server is not None
         self._hidden = asyncio.get_running_loop().create_future()
-        self._to_server.write(b"Q" + struct.pack("!i", 5 + len(sql)) + sql.encode() + b"\0")
+        self._to_server.write(query(sql))
         return await self._hidden
 
     async def end(self, ending: Ending) -> None:
@@ -266,6 +280,9 @@ class _Connection:
                 if self._fault == "shutdown":
                     self._last_bytes = SHUTDOWN
                     return
+            if kind == "Q" and self.read_only:
+                # Part of the message's transaction, so that a pooler's session stays as it was.
+                message = query("SET LOCAL transaction_read_only = on;" + message[5:-1].decode())
             if not self._swallows:
                 await self._forward(writer, message)
 
