@@ -65,7 +65,7 @@ def test_writers_of_a_locked_row_do_not_delay_other_users(database_url: str, tas
     with (
         in_thread(settings(database_url, db_pool_size=size, db_pool_timeout=TIMEOUT)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(3 * size) as pool,
         closing(psycopg2.connect(database_url)) as other,
         other.cursor() as cursor,
     ):
