@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from backend.core.errors import NOT_WRITTEN
+from backend.tests.concurrency import Call, at_once
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, Silence, proxied, silent_host
 from backend.tests.serving import Loop, free_port, in_thread, settings
@@ -74,6 +76,15 @@ def test_a_silent_host_is_left_for_the_next(proxy: Proxy, tasks: str, silence: S
         with in_thread(settings(url, db_pool_timeout=TIMEOUT), loop) as base_url, httpx.Client(timeout=30) as client:
             assert client.get(f"{base_url}{tasks}").status_code == 200
             assert client.post(f"{base_url}{tasks}", json={"title": "a"}).status_code == 201
+
+
+@pytest.mark.parametrize("silence", SILENCES)
+def test_concurrent_requests_leave_a_silent_host(proxy: Proxy, silence: Silence) -> None:
+    with silent_host("127.0.0.1", silence) as silent_port:
+        url = with_hosts(proxy, ("127.0.0.1", silent_port), ("127.0.0.1", proxy.port))
+        with in_thread(settings(url, db_pool_timeout=TIMEOUT)) as base_url:
+            answers = at_once(base_url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(10)])
+    assert [answer.status_code for answer in answers] == [200] * 10
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from uuid import uuid4
 
 import httpx
 import psycopg2
@@ -57,11 +58,13 @@ def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, siz
 def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_size=10, db_pool_timeout=30, log_level="error")) as url:
         until(lambda: not proxy.connections)  # those of other tests
+        paths = [f"/api/{uuid4()}/tasks" for _ in range(50)]
         proxy.max_connections = 3
         proxy.delay = 0.01
         try:
             assert httpx.get(url + tasks, timeout=30).status_code == 200
-            answers = at_once(url, [Call("GET", tasks), Call("POST", tasks, {"title": "a"})] * 50)
+            calls = [(Call("GET", path), Call("POST", path, {"title": "a"})) for path in paths]
+            answers = at_once(url, [call for pair in calls for call in pair])
         finally:
             proxy.delay = 0
             proxy.max_connections = None
