@@ -1,4 +1,4 @@
-"""Many clients at once, and waiting for what they bring about."""
+"""Many clients at once, and waiting for conditions."""
 
 import asyncio
 import time
@@ -18,14 +18,14 @@ class Call(NamedTuple):
 
 
 def concurrent_client(base_url: str) -> httpx.AsyncClient:
-    """A client that opens as many connections as there are requests at once; a minute without an answer is an error."""
+    """A client that opens a connection for each concurrent request and times out after a minute."""
     return httpx.AsyncClient(
         base_url=base_url, limits=httpx.Limits(max_connections=None), timeout=60, trust_env=False, verify=False
     )
 
 
 def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
-    """Send all `calls` at the same time, each over a connection of its own; raises where one gets no answer."""
+    """Send all `calls` at the same time, each over a connection of its own; raises if one gets no answer."""
 
     async def send() -> list[httpx.Response]:
         async with concurrent_client(base_url) as client:
@@ -35,9 +35,9 @@ def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
     return asyncio.run(send())
 
 
-def until(is_so: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for what no event announces, because it happens in another process; raises when the time is over."""
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Poll `condition`, which depends on another process; raises after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come about"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met"
         time.sleep(0.01)

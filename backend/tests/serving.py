@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import uvicorn
@@ -19,6 +20,7 @@ from backend.core.config import Settings
 from backend.main import create_app
 
 ROOT = Path(__file__).parents[2]
+Loop = Literal["auto", "asyncio", "uvloop"]
 
 
 def settings(database_url: str, **others: object) -> Settings:
@@ -31,12 +33,16 @@ def settings(database_url: str, **others: object) -> Settings:
 
 
 @contextmanager
-def in_thread(app: Settings | FastAPI) -> Iterator[str]:
+def in_thread(app: Settings | FastAPI, loop: Loop = "auto") -> Iterator[str]:
     """Serve in a thread of this process; the base URL. Requests in flight at the end are awaited."""
     if isinstance(app, Settings):
         app = create_app(app)
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=10))
+    # With the protocol named, because asyncio sets TCP_NODELAY on such sockets only.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(2048)
+        config = uvicorn.Config(app, loop=loop, lifespan="on", log_config=None, timeout_graceful_shutdown=10)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -177,7 +177,7 @@ def test_no_password_is_ever_told(proxy: Proxy, tmp_path: Path, tasks: str) -> N
         assert_works(service.base_url, tasks)
         proxy.faults = ["in the answer", "before the answer"]
         told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
-        proxy.cut_idle("farewell")
+        proxy.cut_idle("shutdown")
         proxy.freeze()
         told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
         proxy.thaw()

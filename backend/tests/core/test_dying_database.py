@@ -1,4 +1,4 @@
-"""A PostgreSQL that is killed under load and comes back: what was answered is true, and the service goes on."""
+"""PostgreSQL is killed under load and started again: every answer was true, and the service recovers."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ KILLS = 3
 
 
 class Database:
-    """A PostgreSQL of the test's own, with our schema, that can be killed."""
+    """A PostgreSQL server with the schema, for one test, that can be killed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +37,7 @@ class Database:
             schema.upgrade(self.url)
 
     def start(self) -> None:
-        """Start it, as a child of ours: nobody else would take note of its death in every container."""
+        """Start it as a child of this process, because not every container has an init process that reaps orphans."""
         data, log = self._folder / "postgres", self._folder / "postgres" / "log"
         sockets = f"unix_socket_directories={parse_dsn(self.url)['host']}"
         command = [str(embedded.binaries() / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-c", sockets]
@@ -56,7 +56,7 @@ class Database:
         return False
 
     def kill(self) -> None:
-        """Kill all of its processes at once; none can clean up or say goodbye."""
+        """Kill all of its processes at once, so that none can clean up or tell its clients."""
         self._process.send_signal(signal.SIGSTOP)
         victims = processes(self._folder)
         for victim in victims:
@@ -76,19 +76,19 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @dataclass
 class Ledger:
-    """What the clients were told."""
+    """The answers that the clients got."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     creations: dict[str, str] = field(default_factory=dict)
-    """For each title that was to be stored, what was said to have become of it."""
+    """The reported outcome of each creation, by title."""
     flips: dict[str, Counter[str]] = field(default_factory=dict)
-    """For each task that was flipped, by its path, how often what was said to have become of it."""
+    """The reported outcomes of the flips of each task, by its path."""
     versions: dict[str, int] = field(default_factory=dict)
-    """That of each of these tasks, before."""
+    """The version of each of these tasks before the flips."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def record(self, response: httpx.Response, success: int) -> str:
-        """Count an answer, which must be a success or an honest 503; what it says became of a write."""
+        """Count an answer, which must be a success or a correct 503; returns the reported outcome."""
         self.statuses[response.request.method, response.status_code] += 1
         self.changed.set()
         if response.status_code == success:
@@ -99,8 +99,8 @@ class Ledger:
         assert outcome in (NOT_WRITTEN, MAYBE_WRITTEN)
         return outcome
 
-    async def more(self, count: int, *, served: bool) -> None:
-        """Wait for so many more requests that were, or were not, carried out."""
+    async def wait_for_more(self, count: int, *, served: bool) -> None:
+        """Wait for `count` more requests that succeeded (`served`) or failed."""
         goal = self.total(served=served) + count
         async with asyncio.timeout(60):
             while self.total(served=served) < goal:
@@ -111,8 +111,8 @@ class Ledger:
         return sum(count for (_, status), count in self.statuses.items() if (status != 503) == served)
 
 
-async def use(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: asyncio.Event) -> None:
-    """Be a client that creates, flips, lists and reads until told to stop; raises where it is cut off."""
+async def run_client(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: asyncio.Event) -> None:
+    """Create, flip, list and read until `stop` is set; raises if a request gets no answer."""
     task = await client.post(tasks, json={"title": "flipped"})
     location = task.headers["Location"]
     ledger.versions[location] = version(task)
@@ -123,37 +123,37 @@ async def use(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: async
         flips[ledger.record(await client.patch(f"{location}/complete"), 200)] += 1
         ledger.record(await client.get(tasks), 200)
         if ledger.record(await client.get(location), 200) != "done":
-            await asyncio.sleep(0.1)  # or twelve clients that ask in vain leave nothing to the database that starts
+            await asyncio.sleep(
+                0.1
+            )  # otherwise twelve clients that retry at once leave no CPU to the database that starts
 
 
 async def kill_under_load(database: Database, base_url: str, tasks: str, ledger: Ledger) -> list[float]:
-    """Kill the database again and again while clients are at work; the seconds after which the service was back."""
+    """Kill the database repeatedly while clients send requests; returns the seconds until the service recovered."""
     recoveries = []
     stop = asyncio.Event()
     async with concurrent_client(base_url) as client, asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
-            group.create_task(use(client, tasks, ledger, stop))
+            group.create_task(run_client(client, tasks, ledger, stop))
         for _ in range(KILLS):
-            await ledger.more(20 * CLIENTS, served=True)
+            await ledger.wait_for_more(20 * CLIENTS, served=True)
             await asyncio.to_thread(database.kill)
-            await ledger.more(CLIENTS, served=False)
+            await ledger.wait_for_more(CLIENTS, served=False)
             await asyncio.to_thread(database.start)
             started = time.monotonic()
-            await ledger.more(1, served=True)
+            await ledger.wait_for_more(1, served=True)
             recoveries.append(round(time.monotonic() - started, 3))
         stop.set()
     return recoveries
 
 
-def test_what_was_answered_is_true_when_the_database_dies(database: Database, tasks: str) -> None:
+def test_every_answer_is_true_when_the_database_is_killed(database: Database, tasks: str) -> None:
     ledger = Ledger()
     with in_thread(settings(database.url, log_level="error")) as url, httpx.Client(base_url=url, timeout=30) as client:
         recoveries = asyncio.run(kill_under_load(database, url, tasks, ledger))
-        stored = Counter(task["title"] for task in everything(client, tasks))
+        stored = Counter(task["title"] for task in all_tasks(client, tasks))
         found = Counter((outcome, stored[title]) for title, outcome in ledger.creations.items())
-        print(
-            f"\nanswers {dict(ledger.statuses)}\ncreations, as told and as found {dict(found)}\nback in s {recoveries}"
-        )
+        print(f"\nanswers {dict(ledger.statuses)}\ncreations {dict(found)}\nrecovered after s {recoveries}")
         for outcome, times in found:
             assert times in {"done": (1,), NOT_WRITTEN: (0,), MAYBE_WRITTEN: (0, 1)}[outcome]
         for location, flips in ledger.flips.items():
@@ -163,7 +163,7 @@ def test_what_was_answered_is_true_when_the_database_dies(database: Database, ta
             assert task.json()["completed"] == bool(written % 2)
 
 
-def everything(client: httpx.Client, tasks: str) -> Iterator[dict[str, str]]:
+def all_tasks(client: httpx.Client, tasks: str) -> Iterator[dict[str, str]]:
     """All tasks of a user."""
     page: str | None = f"{tasks}?limit=100"
     while page:
@@ -173,5 +173,5 @@ def everything(client: httpx.Client, tasks: str) -> Iterator[dict[str, str]]:
 
 
 def version(task: httpx.Response) -> int:
-    """A number that grows by one with each write."""
+    """The version in the `ETag`, which grows by one with each write."""
     return int(task.headers["ETag"].strip('"'))

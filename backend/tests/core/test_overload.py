@@ -1,8 +1,9 @@
-"""More clients than connections, and a database that is slow or says nothing: everybody gets an answer."""
+"""Every request is answered when there are more clients than connections and when the database is slow or silent."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from uuid import uuid4
 
 import httpx
 import psycopg2
@@ -23,7 +24,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def version(response: httpx.Response) -> int:
-    """How often the task was written, plus where its count began."""
+    """The version in the `ETag`, which grows by one with each write."""
     return int(response.headers["ETag"].strip('"'))
 
 
@@ -31,8 +32,9 @@ def version(response: httpx.Response) -> int:
 def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, size: int) -> None:
     calls = []
     for i in range(50):
-        twice = Call("POST", tasks, {"title": f"under a key {i}"}, {"Idempotency-Key": f"{i}"})
-        calls += [twice, twice, Call("POST", tasks, {"title": f"without {i}"}), Call("PATCH", "{task}/complete")]
+        with_key = Call("POST", tasks, {"title": f"with a key {i}"}, {"Idempotency-Key": f"{i}"})
+        without_key = Call("POST", tasks, {"title": f"without a key {i}"})
+        calls += [with_key, with_key, without_key, Call("PATCH", "{task}/complete")]
     calls += [Call("GET", "/health")] * 10
     with (
         in_thread(settings(proxy.url, db_pool_size=size, db_pool_timeout=30, log_level="error")) as url,
@@ -53,7 +55,36 @@ def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, siz
         assert 1 <= proxy.most_connections <= size
 
 
-def test_a_silent_database_keeps_nobody_waiting(proxy: Proxy, tasks: str) -> None:
+def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_size=10, db_pool_timeout=30, log_level="error")) as url:
+        until(lambda: not proxy.connections)  # those of other tests
+        paths = [f"/api/{uuid4()}/tasks" for _ in range(50)]
+        proxy.max_connections = 3
+        proxy.delay = 0.01
+        try:
+            assert httpx.get(url + tasks, timeout=30).status_code == 200
+            calls = [(Call("GET", path), Call("POST", path, {"title": "a"})) for path in paths]
+            answers = at_once(url, [call for pair in calls for call in pair])
+        finally:
+            proxy.delay = 0
+            proxy.max_connections = None
+        assert Counter(a.status_code for a in answers) == {200: 50, 201: 50}
+
+
+def test_a_server_without_a_free_connection_has_written_nothing(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_timeout=0.5)) as url:
+        until(lambda: not proxy.connections)  # those of other tests
+        proxy.max_connections = 0
+        try:
+            answer = httpx.post(url + tasks, json={"title": "a"}, timeout=30)
+        finally:
+            proxy.max_connections = None
+        assert_error(answer, 503)
+        assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
+        assert httpx.get(url + tasks, timeout=30).json() == []
+
+
+def test_every_request_to_a_silent_database_is_answered(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.4)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -86,7 +117,7 @@ def test_a_silent_database_keeps_nobody_waiting(proxy: Proxy, tasks: str) -> Non
         assert created <= told[late, f"{MAYBE_WRITTEN}."] <= 2
 
 
-def test_an_answer_that_stops_before_its_end_holds_up_nobody_else(proxy: Proxy, tasks: str) -> None:
+def test_an_incomplete_answer_does_not_delay_other_requests(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_timeout=0.4)) as url, httpx.Client(base_url=url, timeout=30) as client:
         location = client.post(tasks, json={"title": "a"}).headers["Location"]
         proxy.faults = ["silence before the end of the answer"]
@@ -97,7 +128,7 @@ def test_an_answer_that_stops_before_its_end_holds_up_nobody_else(proxy: Proxy, 
         assert client.get(location).json()["completed"] is True
 
 
-def test_what_a_slow_database_is_too_late_for_is_said_to_be_in_doubt(proxy: Proxy, tasks: str) -> None:
+def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.6)) as url,
         httpx.Client(base_url=url, timeout=30) as client,

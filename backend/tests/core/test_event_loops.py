@@ -1,0 +1,121 @@
+"""uvloop and asyncio report a closed socket differently; requests are served alike on both."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from backend.core.errors import MAYBE_WRITTEN
+from backend.tests.concurrency import until
+from backend.tests.errors import assert_error
+from backend.tests.proxy import Ending, Fault, Proxy, proxied
+from backend.tests.serving import Loop, as_process, in_thread, settings
+
+TIMEOUT = 20
+"""DB_POOL_TIMEOUT in seconds: more than the client's, so that a request that misses an event fails in the client."""
+
+
+class Running(NamedTuple):
+    """A service in a process of its own, and its connection to the database."""
+
+    client: httpx.Client
+    proxy: Proxy
+    pid: int
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the process, so that it sees all that happens in the block at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def running(
+    request: pytest.FixtureRequest, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    command = (sys.executable, "-m", "uvicorn", "backend.main:app", "--port", "{port}", "--loop", request.param)
+    with proxied(database_url) as proxy:
+        env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": f"{TIMEOUT}"}
+        with (
+            as_process(tmp_path_factory.mktemp("loop"), *command, env=env) as service,
+            httpx.Client(base_url=service.base_url, timeout=TIMEOUT / 2) as client,
+        ):
+            yield Running(client, proxy, service.process.pid)
+
+
+@pytest.mark.parametrize("ending", ["FIN", "RST"])
+@pytest.mark.parametrize("fault", ["before the statement", "before the answer", "in the answer"])
+@pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {"title": "new"})])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_request_whose_connection_ends_is_answered_at_once(
+    running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, at_once: bool
+) -> None:
+    client, proxy, _ = running
+    location = client.post(tasks, json={"title": "old"}).headers["Location"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proxy, "ending", ending)
+        if at_once:
+            patch.setattr(proxy, "client_stopped", running.stopped)
+        proxy.faults = [fault]
+        answer = client.request(method, location, json=body)
+    assert proxy.faults == []
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("ending", ["FIN", "RST"])
+@pytest.mark.parametrize("fault", ["before the answer", "in the answer"])
+def test_a_flip_whose_connection_ends_is_answered_at_once(
+    running: Running, tasks: str, ending: Ending, fault: Fault
+) -> None:
+    client, proxy, _ = running
+    location = client.post(tasks, json={"title": "old"}).headers["Location"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proxy, "ending", ending)
+        patch.setattr(proxy, "client_stopped", running.stopped)
+        proxy.faults = [fault]
+        answer = client.patch(f"{location}/complete")
+    assert_error(answer, 503)
+    assert answer.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
+    assert client.get(location).json()["completed"] is True
+
+
+@pytest.mark.parametrize("ending", ["FIN", "RST"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_connection_that_ended_after_an_answer_is_not_used_again(
+    running: Running, tasks: str, ending: Ending, at_once: bool
+) -> None:
+    client, proxy, _ = running
+    location = client.post(tasks, json={"title": "old"}).headers["Location"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proxy, "ending", ending)
+        if at_once:
+            patch.setattr(proxy, "client_stopped", running.stopped)
+        proxy.faults = ["after the answer"]
+        before = proxy.opened
+        assert client.patch(f"{location}/complete").json()["completed"] is True
+        # The end has been sent when the proxy forgot the connection; the service reads it before the next request.
+        until(lambda: not proxy.connections)
+    assert client.patch(f"{location}/complete").json()["completed"] is False
+    assert proxy.opened == before + 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_sequential_requests_use_one_connection(database_url: str, tasks: str, loop: Loop) -> None:
+    with (
+        proxied(database_url) as proxy,
+        in_thread(settings(proxy.url, log_level="error"), loop) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        for _ in range(200):
+            assert client.get(tasks).status_code == 200
+        assert proxy.opened == 1

@@ -1,0 +1,132 @@
+"""How connections are checked, kept and closed."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import httpx
+import psycopg2
+import pytest
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.main import create_app
+from backend.tests.concurrency import until
+from backend.tests.database import execute
+from backend.tests.errors import assert_error
+from backend.tests.proxy import Proxy, proxied
+from backend.tests.serving import in_thread, settings
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with proxied(database_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[httpx.Client]:
+    """A client of a service with one connection."""
+    with (
+        in_thread(settings(proxy.url, db_pool_size=1, db_pool_timeout=0.5)) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+def test_requests_leave_the_session_unchanged(
+    client: httpx.Client, proxy: Proxy, database_url: str, tasks: str
+) -> None:
+    task = client.post(tasks, json={"title": "a"})
+    location = task.headers["Location"]
+    [initial] = execute(database_url, "SHOW statement_timeout")[0]
+
+    def session_setting() -> str:
+        [answer] = proxy.run_in_sessions("SHOW statement_timeout")
+        value: str = answer.partition(b"D")[2][10:].partition(b"C\0")[0].decode()
+        return value
+
+    assert session_setting() == initial
+    assert client.get(location).status_code == 200
+    assert client.get(f"{tasks}/{task.json()['user_id']}").status_code == 404
+    assert client.put(location, json={"title": "b"}, headers={"If-Match": '"0"'}).status_code == 412
+    assert session_setting() == initial
+    with closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task.json()["id"],))
+        assert_error(client.patch(f"{location}/complete"), 503)
+    assert client.get(location).status_code == 200
+    assert session_setting() == initial
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 201), ("PATCH", 200)])
+def test_a_session_left_in_a_transaction_is_replaced(
+    client: httpx.Client, proxy: Proxy, database_url: str, tasks: str, method: str, status: int
+) -> None:
+    task = client.post(tasks, json={"title": "old"})
+    assert len(proxy.run_in_sessions("BEGIN")) == 1
+    path, body = {
+        "GET": (tasks, None),
+        "POST": (tasks, {"title": "new"}),
+        "PATCH": (f"{task.headers['Location']}/complete", None),
+    }[method]
+    answer = client.request(method, path, json=body)
+    # Seen by another session, so that only what was committed counts.
+    sql = "SELECT count(*) FILTER (WHERE title = 'new' OR completed) FROM tasks WHERE user_id = %s"
+    [(written,)] = execute(database_url, sql, (task.json()["user_id"],))
+    if answer.status_code == status:
+        assert written == (method != "GET")
+    else:
+        assert_error(answer, 503)
+        outcome = answer.json()["detail"].split("; ")[1].removesuffix(".")
+        assert (outcome, written) in [(NOT_WRITTEN, 0), (MAYBE_WRITTEN, 0), (MAYBE_WRITTEN, 1)]
+    assert client.post(tasks, json={"title": "next"}).status_code == 201
+    sql = "SELECT count(*) FROM tasks WHERE user_id = %s AND title = 'next'"
+    assert execute(database_url, sql, (task.json()["user_id"],)) == [(1,)]
+
+
+def test_only_idle_connections_expire(proxy: Proxy, tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    elapsed = 0.0
+    monotonic = time.monotonic
+    # asyncio's clock is this function too; uvloop has a clock of its own.
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + elapsed)
+    with in_thread(settings(proxy.url), "asyncio") as url:
+        for _ in range(10):
+            assert httpx.get(url + tasks, timeout=30).status_code == 200
+            elapsed += 100
+        assert proxy.opened == 1
+        assert httpx.get(url + tasks, timeout=30).status_code == 200
+        # Neon closes connections that were idle for 300 seconds.
+        elapsed += 290
+        assert httpx.get(url + tasks, timeout=30).status_code == 200
+        assert proxy.opened == 2
+        until(lambda: len(proxy.connections) == 1)
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_shutdown_closes_connections_that_are_in_use(
+    proxy: Proxy, tasks: str, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def shut_down() -> None:
+        app = create_app(settings(proxy.url, db_pool_timeout=10))
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+                await app({**scope, "state": dict(state or {})}, receive, send)
+
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://test")
+            assert (await client.get(tasks)).status_code == 200
+            proxy.freeze()
+            # The first uses the idle connection, the second opens another.
+            requests = [asyncio.create_task(client.get(tasks)) for _ in range(2)]
+            for _ in requests:
+                assert await asyncio.to_thread(proxy.held.acquire, timeout=30)
+        proxy.thaw()
+        for answer in await asyncio.gather(*requests):
+            assert answer.status_code in (200, 503)
+        await client.aclose()
+        await asyncio.to_thread(until, lambda: not proxy.connections, 5)
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(shut_down())
