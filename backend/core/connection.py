@@ -12,8 +12,16 @@ from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg2
-from psycopg2 import extensions as ext
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, make_dsn, parse_dsn
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    POLL_WRITE,
+    TRANSACTION_STATUS_IDLE,
+    connection,
+    make_dsn,
+    parse_dsn,
+    register_type,
+)
 
 from backend.core.types import TIMESTAMPTZ
 
@@ -70,9 +78,9 @@ class Connection:
         self._file = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
-        self.opened_at = self._released_at = self._loop.time()
-        # Registered once: adding and removing a reader for each statement would take six more system calls.
-        self._loop.add_reader(self._file, self._on_readable)
+        self.opened_at = self._last_used = self._loop.time()
+        # Once: adding and removing a reader for each statement would take six more system calls.
+        self._watch()
 
     @classmethod
     async def open(cls, hosts: list[dict[str, str]], deadline: float) -> Self:
@@ -89,16 +97,10 @@ class Connection:
 
     def is_expired(self, valid_since: float) -> bool:
         """Whether it is closed, older than `valid_since` or was idle for too long."""
-        if self.closed or self.opened_at < valid_since or self._loop.time() - self._released_at > MAX_IDLE:
+        if self.closed or self.opened_at < valid_since or self._loop.time() - self._last_used > MAX_IDLE:
             return True
         # uvloop stops watching a socket at its first error, so `_on_readable` does not see every reset.
         return bool(self._poll.poll(0))
-
-    def reset(self) -> None:
-        """Prepare the connection for its next use; close it if a transaction is left open."""
-        self._released_at = self._loop.time()
-        if not self.closed and self._raw.get_transaction_status() != ext.TRANSACTION_STATUS_IDLE:
-            self.close()
 
     async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
@@ -115,19 +117,23 @@ class Connection:
             if len(self._cursor.query or b"") > SHORT and self._raw.poll() == POLL_WRITE:
                 self._loop.add_writer(self._file, self._on_writable)
             await waiter
-            return self._cursor.fetchall()
+            if self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+                return self._cursor.fetchall()
+            raise psycopg2.OperationalError("the session is inside a transaction, so nothing was committed")
         except psycopg2.Error as error:
             # Class 08: a pooler or coordinator in front of the server lost its connection.
-            if self._raw.closed or (error.pgcode or "").startswith("08"):
-                self.close()
-                raise ConnectionLost(error) from error
-            raise
+            is_idle = self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
+            if is_idle and not (error.pgcode or "").startswith("08"):
+                raise
+            self.close()
+            raise ConnectionLost(error) from error
         except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
         finally:
             timer.cancel()
             self._waiter = None
+            self._last_used = self._loop.time()
 
     def close(self) -> None:
         """Close the connection; does not fail."""
@@ -136,6 +142,11 @@ class Connection:
             self._loop.remove_reader(self._file)
             self._loop.remove_writer(self._file)
             self._raw.close()
+
+    def _watch(self) -> None:
+        if not self.closed:
+            self._loop.remove_reader(self._file)
+            self._loop.add_reader(self._file, self._on_readable)
 
     def _on_readable(self) -> None:
         if self._waiter is None:
@@ -147,8 +158,8 @@ class Connection:
                 if self._raw.poll() == POLL_OK:
                     self._waiter.set_result(None)
                 else:
-                    # Again, because uvloop stops watching a socket at its first error.
-                    self._loop.add_reader(self._file, self._on_readable)
+                    # uvloop stops watching a socket at its first error, after this call.
+                    self._loop.call_soon(self._watch)
             except psycopg2.Error as error:
                 self._waiter.set_exception(error)
 
@@ -166,7 +177,8 @@ async def _first_success(
 ) -> Result:
     """Try `targets` in order, each for an equal share of the time left, and move the first success to the front."""
     loop = asyncio.get_running_loop()
-    for position, target in enumerate(targets):
+    # A copy, because concurrent calls reorder the list.
+    for position, target in enumerate(list(targets)):
         until = loop.time() + (deadline - loop.time()) / (len(targets) - position)
         try:
             async with asyncio.timeout_at(until):
@@ -175,7 +187,8 @@ async def _first_success(
             if position == len(targets) - 1:
                 raise
         else:
-            targets.insert(0, targets.pop(position))
+            targets.remove(target)
+            targets.insert(0, target)
             return result
     raise AssertionError("the last attempt returns or raises")
 
@@ -207,7 +220,7 @@ async def _connect(parameters: dict[str, str], _: float) -> connection:
                 await ready.wait()
             finally:
                 remove(file)
-        ext.register_type(TIMESTAMPTZ, raw)
+        register_type(TIMESTAMPTZ, raw)
         if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
             raise psycopg2.NotSupportedError(f"the database's encoding is {encoding}, it must be UTF8")
     except BaseException:

@@ -94,7 +94,11 @@ class Session:
                 except (ConnectionLost, TimeoutError) as error:
                     if statement.retry != "read_only":
                         outcome = MAYBE_WRITTEN
-                    if not may_retry or statement.retry == "never" or isinstance(error, TimeoutError):
+                    if isinstance(error, TimeoutError):
+                        # The server should have ended the statement: other connections may be silent, too.
+                        pool.expire_connections()
+                        raise
+                    if not may_retry or statement.retry == "never":
                         raise
                     logger.warning("%s is retried: %s", statement.name, error)
                 finally:

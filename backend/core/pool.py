@@ -95,7 +95,6 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that `acquire` returned."""
-        connection.reset()
         self._idle.put_nowait(connection)
         if self._closed:
             self.close()
