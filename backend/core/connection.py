@@ -6,68 +6,27 @@ is always in autocommit mode, so that a statement is one round trip.
 
 import asyncio
 import select
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import psycopg2
-from psycopg2.extensions import (
-    POLL_OK,
-    POLL_READ,
-    POLL_WRITE,
-    TRANSACTION_STATUS_IDLE,
-    connection,
-    make_dsn,
-    parse_dsn,
-    register_type,
-)
+from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE, connection
 
-from backend.core.types import TIMESTAMPTZ
+from backend.core.connect import ConnectionLost
 
 Parameter = str | int | bool | datetime | list[str] | None
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # Seconds. Neon closes connections idle for five minutes; replace ours first.
 MAX_IDLE = 240
 # Seconds between the end of a statement on the server, by statement_timeout, and giving up on its answer.
 ANSWER_GRACE = 0.5
-SHORT = 4096
-DEFAULTS = {
-    "application_name": "task-service",
-    "client_encoding": "utf8",
-    "connect_timeout": "10",
-    "keepalives_idle": "30",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "30000",
-}
-
-
-class ConnectionLost(Exception):
-    """A connection could not be opened, or it broke; the text is the reason in one line."""
-
-    def __init__(self, cause: Exception | str) -> None:
-        super().__init__(" ".join(str(cause).split()))
-
-
-def connection_string(url: str) -> str:
-    """`url` as a libpq connection string, with `DEFAULTS` for the options it leaves out."""
-    given = parse_dsn(url)
-    return make_dsn(url, **{name: value for name, value in DEFAULTS.items() if name not in given})
-
-
-def split_hosts(url: str) -> list[dict[str, str]]:
-    """The connection parameters of each host in `url`, in order (PostgreSQL docs, "Specifying Multiple Hosts")."""
-    given = parse_dsn(connection_string(url))
-    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
-    hosts = range(max(map(len, lists.values()), default=1))
-    return [{**given, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
+# Bytes of a statement that certainly fit into the buffer of an idle socket.
+MAX_BUFFERED = 4096
 
 
 class Connection:
-    """An open connection; `Connection.open` creates one."""
+    """An open connection, around what `connect` returns."""
 
     def __init__(self, raw: connection) -> None:
         self.closed = False
@@ -81,19 +40,6 @@ class Connection:
         self.opened_at = self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
         self._watch()
-
-    @classmethod
-    async def open(cls, hosts: list[dict[str, str]], deadline: float) -> Self:
-        """Connect to the first of `hosts` that accepts a connection before `deadline`, in the event loop's time.
-
-        Raises ConnectionLost or TimeoutError.
-        """
-        try:
-            return cls(await _first_success(_connect_to_host, hosts, deadline))
-        except TimeoutError:
-            raise
-        except (psycopg2.Error, OSError) as error:
-            raise ConnectionLost(error) from error
 
     def is_expired(self, valid_since: float) -> bool:
         """Whether it is closed, older than `valid_since` or was idle for too long."""
@@ -113,8 +59,7 @@ class Connection:
         try:
             milliseconds = max(1, int((deadline - self._loop.time()) * 1000))
             self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
-            # A short statement always fits into the buffer of an idle socket.
-            if len(self._cursor.query or b"") > SHORT and self._raw.poll() == POLL_WRITE:
+            if len(self._cursor.query or b"") > MAX_BUFFERED and self._raw.poll() == POLL_WRITE:
                 self._loop.add_writer(self._file, self._on_writable)
             await waiter
             if self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE:
@@ -170,60 +115,3 @@ class Connection:
     def _on_timeout(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(TimeoutError())
-
-
-async def _first_success(
-    connect: Callable[[Item, float], Awaitable[Result]], targets: list[Item], deadline: float
-) -> Result:
-    """Try `targets` in order, each for an equal share of the time left, and move the first success to the front."""
-    loop = asyncio.get_running_loop()
-    # A copy, because concurrent calls reorder the list.
-    for position, target in enumerate(list(targets)):
-        until = loop.time() + (deadline - loop.time()) / (len(targets) - position)
-        try:
-            async with asyncio.timeout_at(until):
-                result = await connect(target, until)
-        except (psycopg2.Error, OSError):
-            if position == len(targets) - 1:
-                raise
-        else:
-            targets.remove(target)
-            targets.insert(0, target)
-            return result
-    raise AssertionError("the last attempt returns or raises")
-
-
-async def _connect_to_host(parameters: dict[str, str], deadline: float) -> connection:
-    host = parameters.get("host", "")
-    if not host or host[0] in "/@" or "hostaddr" in parameters:
-        return await _connect(parameters, deadline)
-    # libpq's DNS lookup would block the event loop, and libpq never leaves an address that does not answer.
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-    )
-    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
-    return await _first_success(_connect, [{**parameters, "hostaddr": address} for address in addresses], deadline)
-
-
-async def _connect(parameters: dict[str, str], _: float) -> connection:
-    loop = asyncio.get_running_loop()
-    raw = psycopg2.connect(make_dsn(**parameters), async_=True)
-    try:
-        while (state := raw.poll()) != POLL_OK:
-            # The file number can change while connecting.
-            file, ready = raw.fileno(), asyncio.Event()
-            add, remove = (
-                (loop.add_reader, loop.remove_reader) if state == POLL_READ else (loop.add_writer, loop.remove_writer)
-            )
-            add(file, ready.set)
-            try:
-                await ready.wait()
-            finally:
-                remove(file)
-        register_type(TIMESTAMPTZ, raw)
-        if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
-            raise psycopg2.NotSupportedError(f"the database's encoding is {encoding}, it must be UTF8")
-    except BaseException:
-        raw.close()
-        raise
-    return raw

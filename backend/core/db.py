@@ -12,7 +12,8 @@ from psycopg2.errors import ReadOnlySqlTransaction
 from sqlalchemy import make_url
 from sqlalchemy.sql import ClauseElement
 
-from backend.core.connection import ConnectionLost, Parameter
+from backend.core.connect import ConnectionLost
+from backend.core.connection import Parameter
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN, from_sqlstate, unavailable
 from backend.core.pool import Pool
 

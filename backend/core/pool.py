@@ -1,12 +1,10 @@
 """The connections of a process, and which request may use one."""
 
 import asyncio
-import logging
 from collections import Counter, deque
 
-from backend.core.connection import Connection, ConnectionLost, split_hosts
-
-logger = logging.getLogger(__name__)
+from backend.core.connect import ConnectionLost, connect, split_hosts
+from backend.core.connection import Connection
 
 
 class Pool:
@@ -79,7 +77,7 @@ class Pool:
                 if self._closed:
                     raise ConnectionLost("the pool is closed") from None
                 try:
-                    connection = await Connection.open(self._hosts, deadline)
+                    connection = Connection(await connect(self._hosts, deadline))
                     self._open += 1
                     return connection
                 except ConnectionLost:

@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import connection, parse_dsn
 
-from backend.core.connection import connection_string
+from backend.core.connect import connection_string
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 

@@ -1,0 +1,115 @@
+"""Opening a connection to PostgreSQL without blocking the event loop."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg2
+from psycopg2.extensions import POLL_OK, POLL_READ, connection, make_dsn, parse_dsn, register_type
+
+from backend.core.types import TIMESTAMPTZ
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+DEFAULTS = {
+    "application_name": "task-service",
+    "client_encoding": "utf8",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
+
+class ConnectionLost(Exception):
+    """A connection could not be opened, or it broke; the text is the reason in one line."""
+
+    def __init__(self, cause: Exception | str) -> None:
+        super().__init__(" ".join(str(cause).split()))
+
+
+def connection_string(url: str) -> str:
+    """`url` as a libpq connection string, with `DEFAULTS` for the options it leaves out."""
+    given = parse_dsn(url)
+    return make_dsn(url, **{name: value for name, value in DEFAULTS.items() if name not in given})
+
+
+def split_hosts(url: str) -> list[dict[str, str]]:
+    """The connection parameters of each host in `url`, in order (PostgreSQL docs, "Specifying Multiple Hosts")."""
+    given = parse_dsn(connection_string(url))
+    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
+    hosts = range(max(map(len, lists.values()), default=1))
+    return [{**given, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
+
+
+async def connect(hosts: list[dict[str, str]], deadline: float) -> connection:
+    """Connect to the first of `hosts` that accepts a connection before `deadline`, in the event loop's time.
+
+    A host that did is tried first the next time. Raises ConnectionLost or TimeoutError.
+    """
+    try:
+        return await _first_success(_connect_to_host, hosts, deadline)
+    except TimeoutError:
+        raise
+    except (psycopg2.Error, OSError) as error:
+        raise ConnectionLost(error) from error
+
+
+async def _first_success(
+    connect: Callable[[Item, float], Awaitable[Result]], targets: list[Item], deadline: float
+) -> Result:
+    """Try `targets` in order, each for an equal share of the time left, and move the first success to the front."""
+    loop = asyncio.get_running_loop()
+    # A copy, because concurrent calls reorder the list.
+    for position, target in enumerate(list(targets)):
+        until = loop.time() + (deadline - loop.time()) / (len(targets) - position)
+        try:
+            async with asyncio.timeout_at(until):
+                result = await connect(target, until)
+        except (psycopg2.Error, OSError):
+            if position == len(targets) - 1:
+                raise
+        else:
+            targets.remove(target)
+            targets.insert(0, target)
+            return result
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _connect_to_host(parameters: dict[str, str], deadline: float) -> connection:
+    host = parameters.get("host", "")
+    if not host or host[0] in "/@" or "hostaddr" in parameters:
+        return await _connect(parameters, deadline)
+    # libpq's DNS lookup would block the event loop, and libpq never leaves an address that does not answer.
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+    )
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    return await _first_success(_connect, [{**parameters, "hostaddr": address} for address in addresses], deadline)
+
+
+async def _connect(parameters: dict[str, str], _: float) -> connection:
+    loop = asyncio.get_running_loop()
+    raw = psycopg2.connect(make_dsn(**parameters), async_=True)
+    try:
+        while (state := raw.poll()) != POLL_OK:
+            # The file number can change while connecting.
+            file, ready = raw.fileno(), asyncio.Event()
+            add, remove = (
+                (loop.add_reader, loop.remove_reader) if state == POLL_READ else (loop.add_writer, loop.remove_writer)
+            )
+            add(file, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                remove(file)
+        register_type(TIMESTAMPTZ, raw)
+        if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
+            raise psycopg2.NotSupportedError(f"the database's encoding is {encoding}, it must be UTF8")
+    except BaseException:
+        raw.close()
+        raise
+    return raw
