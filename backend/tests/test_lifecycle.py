@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -163,6 +164,54 @@ def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
         assert cut_off <= CLIENTS
         listed = httpx.get(f"{service.base_url}{tasks}", params={"total": "true"})
         assert listed.headers["X-Total-Count"] == str(statuses.total())
+
+
+@contextmanager
+def broken_stderr(kind: str) -> Iterator[tuple[int, int]]:
+    """Descriptors: one that reads what is written to the other, which cannot be written to."""
+    reading, writing = os.pipe()
+    if kind == "full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writing)
+    elif kind == "closed pipe":
+        os.dup2(os.open(os.devnull, os.O_RDONLY), reading)
+    else:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, kind == "full pipe")
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["full disk", "closed pipe", "full pipe"])
+@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
+def test_a_log_that_cannot_be_written_fails_no_request_and_does_not_delay_the_end(
+    database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...], kind: str
+) -> None:
+    with (
+        broken_stderr(kind) as (_, writing),
+        as_process(tmp_path, *command, env={"DATABASE_URL": database_url}, stderr=writing) as service,
+    ):
+        with httpx.Client(base_url=service.base_url) as client:
+            assert [client.post(tasks, json={"title": "a"}).status_code for _ in range(20)] == [201] * 20
+        service.stop(signal.SIGTERM, 15)
+
+
+def test_dropped_log_lines_are_counted(database_url: str, tmp_path: Path, tasks: str) -> None:
+    with (
+        broken_stderr("full pipe that does not block") as (reading, writing),
+        as_process(tmp_path, env={"DATABASE_URL": database_url}, stderr=writing) as service,
+    ):
+        httpx.get(service.base_url + tasks)
+        assert set(os.read(reading, 65536)) == {ord("x")}
+        os.set_blocking(reading, False)
+        with os.fdopen(os.dup(reading), "rb", buffering=0) as log:
+            httpx.get(service.base_url + tasks)
+            until(lambda: b"log lines were dropped" in (log.read(65536) or b""))
 
 
 def test_no_password_is_ever_told(proxy: Proxy, tmp_path: Path, tasks: str) -> None:

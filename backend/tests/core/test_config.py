@@ -1,5 +1,6 @@
 """Settings: what is taken, what ends the start, and that all of them are written down."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_all_wrong_settings_are_named_at_once(
 def test_a_file_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_bytes(b"LOG_LEVEL=caf\xe9\n")
     assert ".env" in refusal(capsys)
+
+
+def test_a_file_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_text("LOG_LEVEL=debug\n")
+    Path(".env").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        assert ".env" in refusal(capsys)
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])

