@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
-from urllib.parse import quote
+from typing import TextIO
 
 from backend.core.config import fail_startup
 
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 DATA = Path(".data")
 WAIT_SECONDS = 60
-# sockaddr_un has room for 104 bytes or more, "/.s.PGSQL.5432" included; libpq reads a comma as a list of hosts.
-SOCKET_FOLDER = re.compile(rb"[^,]{1,85}")
 # initdb passes its own path to a shell in double quotes.
 SHELL_SYNTAX = re.compile(r'[$`"\\]')
 
@@ -77,18 +74,18 @@ class _Server:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._data = folder / "postgres"
+        self._log = folder / "postgres.log"
         self._users = (folder / "users.lock").open("w")
         self._in_use = True
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._socket = self._data
-        if not SOCKET_FOLDER.fullmatch(os.fsencode(self._data)):
-            # The same for every process, whatever its TMPDIR.
-            self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
+        # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
+        self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
         # Complete, because PG* in the environment may name another server.
-        host = quote(str(self._socket), safe="")
-        self.url = f"postgresql:///postgres?user=postgres&host={host}&hostaddr=&port=5432&channel_binding=prefer"
+        self.url = (
+            f"postgresql:///postgres?user=postgres&host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
+        )
 
     def join(self) -> None:
         with self._locked("start", fcntl.LOCK_EX):
@@ -139,19 +136,22 @@ class _Server:
         if not self._is_running():
             if not self._data.exists():
                 self._create()
-            self._run_server()
+            # No server has the lock, so this file is stale, and another process may have its process id.
+            (self._data / "postmaster.pid").unlink(missing_ok=True)
+            self._own(self._socket)
+            options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
+            with self._locked("server", fcntl.LOCK_EX) as lock:
+                self._process = self._popen(self._data, "postgres", *options, pass_fds=(lock.fileno(),))
         _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
         if not self._is_running():
-            log = self._data / "log"
-            raise ChildProcessError(f"{log.read_text(errors='replace').strip().rpartition(chr(10))[2]} (see {log})")
+            raise self._failure()
 
     def _stop(self) -> None:
-        # A fast shutdown, then an immediate one.
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            if self._is_running():
-                with suppress(ProcessLookupError, IndexError):
-                    os.kill(int(self._status()[0]), number)
-                _wait(lambda: not self._is_running())
+        if self._is_running():
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(int(self._status()[0]), signal.SIGINT)
+            _wait(lambda: not self._is_running())
+            shutil.rmtree(self._socket, ignore_errors=True)
         if self._process is not None:
             self._process.wait(WAIT_SECONDS)
 
@@ -162,41 +162,33 @@ class _Server:
         self._own(unfinished)
         # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
-        initdb = self._popen(
-            unfinished, "initdb", "--username=postgres", "--auth=trust", *locale, stdout=subprocess.PIPE
-        )
-        output, _ = initdb.communicate()
-        if initdb.returncode:
-            raise ChildProcessError(f"initdb failed: {' '.join(output.split())}")
+        if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait():
+            raise self._failure()
         unfinished.rename(self._data)
 
-    def _run_server(self) -> None:
-        if self._socket != self._data:
-            self._own(self._socket)
-        socket = "." if self._socket == self._data else self._socket
-        # No server has the lock, so this file is stale, and another process may have its process id.
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
-        options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={socket}")
-        with (self._data / "log").open("a") as log, self._locked("server", fcntl.LOCK_EX) as lock:
-            self._process = self._popen(self._data, "postgres", *options, stdout=log, pass_fds=[lock.fileno()])
+    def _failure(self) -> OSError:
+        return ChildProcessError(f"{self._log.read_text(errors='replace').strip().rpartition(chr(10))[2]}, {self._log}")
 
-    def _popen(self, data: Path, program: str, *options: str, **others: Any) -> "subprocess.Popen[str]":
+    def _popen(
+        self, data: Path, program: str, *options: str, pass_fds: tuple[int, ...] = ()
+    ) -> "subprocess.Popen[bytes]":
         owner = self._owner
-        return subprocess.Popen(
-            # PostgreSQL's user may be unable to enter the folders above its data, but the working directory is open.
-            [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
-            cwd=data,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-            # Ctrl-C interrupts the whole process group, and the server too early.
-            start_new_session=True,
-            user=owner and owner.pw_uid,
-            group=owner and owner.pw_gid,
-            extra_groups=owner and [],
-            **others,
-        )
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                # Its user may be unable to enter the folders above its data, but not its working directory.
+                [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
+                cwd=data,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=pass_fds,
+                env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+                # Ctrl-C interrupts the whole process group, and the server too early.
+                start_new_session=True,
+                user=owner and owner.pw_uid,
+                group=owner and owner.pw_gid,
+                extra_groups=owner and [],
+            )
 
     def _programs(self) -> Path:
         """The folder of the programs, or of a copy if their user cannot reach them or a shell misreads their path."""

@@ -51,7 +51,7 @@ class LogHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._lines: deque[str] = deque()
-        self._overflowed = 0
+        self._dropped = 0
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._writing = self._blocked = False
         # sys.__stderr__ is None if the process was started without: another file may have its descriptor.
@@ -64,7 +64,7 @@ class LogHandler(logging.Handler):
             if not self._wake.is_set():
                 self._wake.set()
         else:
-            self._overflowed += 1
+            self._dropped += 1
         # A worker of uvicorn ends without exit handlers, right after its last line.
         if record.name.startswith("uvicorn"):
             self.flush()
@@ -78,7 +78,6 @@ class LogHandler(logging.Handler):
             self._blocked = time.monotonic() > deadline
 
     def _write(self) -> None:
-        failed = reported = 0
         while self._wake.wait():
             self._wake.clear()
             self._writing = True
@@ -88,12 +87,11 @@ class LogHandler(logging.Handler):
                 while data:
                     data = data[os.write(self._file, data) :]
             except OSError:
-                failed += len(lines)
+                self._dropped += len(lines)
             self._writing = self._blocked = False
-            dropped = failed + self._overflowed - reported
-            if dropped and not data:
-                reported += dropped
-                logger.warning("%d log lines were dropped: standard error was full or closed", dropped)
+            if self._dropped and not data:
+                logger.warning("%d log lines were dropped: standard error was full or closed", self._dropped)
+                self._dropped = 0
             # Many lines per wake-up: the thread takes time from the event loop.
             self._hurry.wait(WRITE_INTERVAL)
             self._hurry.clear()

@@ -39,8 +39,8 @@ class Database:
     def start(self) -> None:
         """Start it as a child of this process, because not every container has an init process that reaps orphans."""
         data, log = self._folder / "postgres", self._folder / "postgres" / "log"
-        assert parse_dsn(self.url)["host"] == str(data)
-        options = ["-D", "/proc/self/cwd", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]
+        sockets = f"unix_socket_directories={parse_dsn(self.url)['host']}"
+        options = ["-D", "/proc/self/cwd", "-c", "listen_addresses=", "-c", sockets]
         command = [str(embedded.binaries() / "postgres"), *options]
         owner = data.stat()
         groups: list[int] | None = [] if os.geteuid() == 0 else None
