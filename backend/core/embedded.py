@@ -133,18 +133,24 @@ class _Server:
         return []
 
     def _start(self) -> None:
-        if not self._is_running():
-            if not self._data.exists():
-                self._create()
-            # No server has the lock, so this file is stale, and another process may have its process id.
-            (self._data / "postmaster.pid").unlink(missing_ok=True)
-            self._own(self._socket)
-            options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
-            with self._locked("server", fcntl.LOCK_EX) as lock:
-                self._process = self._popen(self._data, "postgres", *options, pass_fds=(lock.fileno(),))
-        _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
+        self._wait_until_ready()
+        if self._is_running():
+            return
+        if not self._data.exists():
+            self._create()
+        # No server has the lock, so these files are stale, and another process may have the process id in them.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        shutil.rmtree(self._socket, ignore_errors=True)
+        self._own(self._socket)
+        options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
+        with self._locked("server", fcntl.LOCK_EX) as lock:
+            self._process = self._popen(self._data, "postgres", *options, pass_fds=(lock.fileno(),))
+        self._wait_until_ready()
         if not self._is_running():
             raise self._failure()
+
+    def _wait_until_ready(self) -> None:
+        _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
 
     def _stop(self) -> None:
         if self._is_running():
@@ -167,7 +173,8 @@ class _Server:
         unfinished.rename(self._data)
 
     def _failure(self) -> OSError:
-        return ChildProcessError(f"{self._log.read_text(errors='replace').strip().rpartition(chr(10))[2]}, {self._log}")
+        lines = self._log.read_text(errors="replace").splitlines()
+        return ChildProcessError(f"{' '.join(lines[-3:])}, see {self._log}")
 
     def _popen(
         self, data: Path, program: str, *options: str, pass_fds: tuple[int, ...] = ()
