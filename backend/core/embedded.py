@@ -100,18 +100,22 @@ class _Server:
             self._stop()
 
     def _keep_running(self) -> None:
-        while True:
-            with self._locked("server", fcntl.LOCK_SH):
-                pass  # the server has ended
-            with self._locked("start", fcntl.LOCK_EX):
-                if not self._in_use:
-                    return
-                try:
-                    self._start()
-                    logger.warning("the embedded PostgreSQL ended and was restarted")
-                except OSError as error:
-                    logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
-            time.sleep(1)
+        # The folder may be removed after its last use.
+        with suppress(FileNotFoundError):
+            while self._in_use:
+                with self._locked("server", fcntl.LOCK_SH):
+                    pass  # the server has ended
+                with self._locked("start", fcntl.LOCK_EX):
+                    if self._in_use:
+                        self._restart()
+                time.sleep(1)
+
+    def _restart(self) -> None:
+        try:
+            self._start()
+            logger.warning("the embedded PostgreSQL ended and was restarted")
+        except OSError as error:
+            logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
 
     @contextmanager
     def _locked(self, name: str, operation: int) -> Iterator[TextIO]:
