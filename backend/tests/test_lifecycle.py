@@ -1,4 +1,4 @@
-"""Start, end and accidents: the database away at first, a schema that is not there, signals, a worker that dies."""
+"""Start, end and failures: an unreachable database, a missing schema, signals, a dead worker, an unwritable log."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def operations(tasks: str) -> list[Call]:
-    """All that needs the database."""
+    """Every request that needs the database."""
     one = f"{tasks}/{uuid4()}"
     return [
         Call("GET", "/health"),
@@ -72,7 +72,7 @@ def test_it_starts_without_the_database_and_finds_it_later(
         assert "Traceback" not in service.log
 
 
-def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, tasks: str) -> None:
+def test_a_missing_schema_is_reported_with_its_remedy(empty_database_url: str, tasks: str) -> None:
     with in_thread(settings(empty_database_url)) as url:
         for answer in at_once(url, operations(tasks)):
             assert_error(answer, 503)
@@ -94,7 +94,7 @@ def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, ta
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
-def test_who_is_being_served_when_it_is_told_to_stop_is_answered(
+def test_requests_in_flight_are_answered_at_a_stop(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
 ) -> None:
     env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}
@@ -116,12 +116,12 @@ def test_who_is_being_served_when_it_is_told_to_stop_is_answered(
 
 
 def workers_of(service: Service) -> set[int]:
-    """The processes that serve now."""
+    """The worker processes."""
     return {pid for pid in members(service.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
-    """Kill one while clients create tasks, each trying again where it is cut off; the statuses, and how many were."""
+    """Kill a worker while clients create tasks, with retries; the statuses, and the number of lost connections."""
     statuses: Counter[int] = Counter()
     cut_off = 0
     stop = asyncio.Event()
@@ -152,7 +152,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
     return statuses, cut_off
 
 
-def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
+def test_a_dead_worker_is_replaced_and_only_its_clients_are_cut_off(
     database_url: str, tmp_path: Path, tasks: str
 ) -> None:
     env = {"DATABASE_URL": database_url}
@@ -214,7 +214,7 @@ def test_dropped_log_lines_are_counted(database_url: str, tmp_path: Path, tasks:
             until(lambda: b"log lines were dropped" in (log.read(65536) or b""))
 
 
-def test_no_password_is_ever_told(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
+def test_passwords_are_never_shown_or_logged(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
     password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
     url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
     env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}

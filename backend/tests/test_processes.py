@@ -1,4 +1,4 @@
-"""The service as people start and stop it, with each of the commands they know."""
+"""The service started and stopped with each of the documented commands."""
 
 import json
 import os
@@ -84,9 +84,7 @@ def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.Compl
     )
 
 
-def test_what_is_printed_can_be_pasted_and_what_was_stored_is_there_the_next_time(
-    checkout: Path, tmp_path: Path
-) -> None:
+def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, tmp_path: Path) -> None:
     with as_process(tmp_path, cwd=checkout) as service:
         port = service.base_url.rpartition(":")[2]
         [docs] = re.findall(r"http://\S+/docs", service.log)
@@ -126,7 +124,7 @@ def test_four_workers_share_a_database(checkout: Path, tmp_path: Path, database_
 
 
 @pytest.mark.parametrize("mode", ["run", "dev"])
-def test_fastapis_own_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
+def test_the_fastapi_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
     with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout) as service:
         use(service)
         press_ctrl_c(service)
@@ -134,7 +132,7 @@ def test_fastapis_own_command_serves_it(checkout: Path, tmp_path: Path, mode: st
     assert_none_is_left(checkout / ".data")
 
 
-def test_alembic_migrates_either_database(checkout: Path, empty_database_url: str) -> None:
+def test_alembic_migrates_the_embedded_and_a_given_database(checkout: Path, empty_database_url: str) -> None:
     with ThreadPoolExecutor() as pool:
         settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
         for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), **env), settings):
@@ -203,7 +201,9 @@ def test_the_second_ctrl_c_answers_requests_and_prints_no_traceback(
     assert_ending(members(service.process.pid))
 
 
-def test_a_replaced_worker_uses_an_embedded_server_without_free_connections(checkout: Path, tmp_path: Path) -> None:
+def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections(
+    checkout: Path, tmp_path: Path
+) -> None:
     with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout) as service, ExitStack() as connections:
         until(lambda: service.log.count("Application startup complete") == 2)
         with suppress(psycopg2.OperationalError):
@@ -218,7 +218,7 @@ def test_a_replaced_worker_uses_an_embedded_server_without_free_connections(chec
     assert_none_is_left(checkout / ".data")
 
 
-def test_an_app_that_does_not_start_leaves_the_process_that_uses_it_alive(tmp_path: Path) -> None:
+def test_a_failed_start_does_not_end_the_process_of_a_test_client(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     code = """
 from fastapi.testclient import TestClient
@@ -243,7 +243,7 @@ def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, emp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_is_told_to_stop_while_starting_leaves_nothing_behind(checkout: Path, number: signal.Signals) -> None:
+def test_a_signal_during_the_start_leaves_no_server_behind(checkout: Path, number: signal.Signals) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     process = subprocess.Popen(
         PYTHON_M, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -266,13 +266,13 @@ def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Pat
     assert "Traceback" not in ended.stderr
 
 
-def test_an_option_that_is_none_is_not_passed_over_in_silence(checkout: Path, database_url: str) -> None:
+def test_an_unknown_option_is_refused(checkout: Path, database_url: str) -> None:
     ended = run(checkout, (*PYTHON_M, "--port={port}"), DATABASE_URL=database_url)
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
 
 
-def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
+def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     ended = run(tmp_path, UVICORN, PYTHONPATH=str(ROOT))
     assert ended.returncode == STARTUP_FAILURE
@@ -280,9 +280,7 @@ def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Pat
     assert "Traceback" not in ended.stderr
 
 
-def test_what_the_environment_says_of_another_server_does_not_reach_the_embedded_one(
-    checkout: Path, tmp_path: Path
-) -> None:
+def test_pg_variables_do_not_affect_the_embedded_server(checkout: Path, tmp_path: Path) -> None:
     env = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGCHANNELBINDING": "require"}
     with as_process(tmp_path, *PYTHON_M, cwd=checkout, env=env) as service:
         use(service)

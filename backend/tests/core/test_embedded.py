@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: one server for all processes that use a folder, gone with the last of them."""
+"""The embedded PostgreSQL: one server for all processes that use a folder, stopped by the last."""
 
 import os
 import pwd
@@ -74,7 +74,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
-    # As a start that was interrupted leaves it.
+    # What an interrupted start leaves behind.
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18")
     users = [Process(folder) for _ in range(3)]
@@ -112,7 +112,7 @@ def answers(url: str) -> bool:
     return False
 
 
-def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
+def test_a_process_after_a_kill_takes_over(folder: Path) -> None:
     killed = Process(folder)
     execute(killed.url(), "CREATE TABLE kept AS SELECT 1 AS one")
     killed.kill()
@@ -139,7 +139,7 @@ def test_a_server_that_dies_is_restarted_and_then_stopped(folder: Path) -> None:
     assert_none_is_left(folder)
 
 
-def test_a_server_that_is_killed_last_of_all_is_no_error_at_the_end(folder: Path) -> None:
+def test_a_server_killed_before_the_end_is_no_error(folder: Path) -> None:
     user = Process(folder)
     user.url()
     kill_at_once(processes(folder))

@@ -1,4 +1,4 @@
-"""Traces, switched on by the standard variables and seen to arrive at a collector."""
+"""Traces, enabled by the standard variables and received by a collector."""
 
 import sys
 import threading
@@ -24,7 +24,7 @@ CALLER = "00f067aa0ba902b7"
 
 @dataclass
 class Collector:
-    """An OTLP/HTTP collector that keeps what is sent to it."""
+    """An OTLP/HTTP collector that records what it receives."""
 
     url: str = ""
     paths: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
-def test_the_trace_of_a_request_has_its_statement_in_it(database_url: str, tasks: str, tmp_path: Path) -> None:
+def test_the_trace_of_a_request_contains_its_statement(database_url: str, tasks: str, tmp_path: Path) -> None:
     with collecting() as collector:
         on = {
             "DATABASE_URL": database_url,
@@ -96,12 +96,12 @@ def test_the_trace_of_a_request_has_its_statement_in_it(database_url: str, tasks
     assert "Buy milk" not in str(spans)
 
 
-def test_nothing_is_sent_where_telemetry_was_not_switched_on(database_url: str, tasks: str, tmp_path: Path) -> None:
+def test_nothing_is_exported_unless_telemetry_is_enabled(database_url: str, tasks: str, tmp_path: Path) -> None:
     with collecting() as collector:
         off = {"DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         with as_process(tmp_path, env=off) as service:
             assert httpx.get(f"{service.base_url}{tasks}").status_code == 200
-            # What would be sent is sent before the end.
+            # Exporters send what they have before the end.
             service.stop(SIGTERM)
         assert collector.paths == []
 
