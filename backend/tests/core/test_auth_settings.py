@@ -1,6 +1,5 @@
 """Authentication switched on and off: settings, the log, the OpenAPI document, and the protected routes."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,13 +79,8 @@ def test_production_requires_authentication_or_its_explicit_absence() -> None:
 def test_the_log_warns_that_authentication_is_off(
     database_url: str, caplog: pytest.LogCaptureFixture, others: dict[str, str], lines: int
 ) -> None:
-    logger = logging.getLogger("backend")
-    logger.addHandler(caplog.handler)
-    try:
-        with in_thread(settings(database_url, **others)):
-            pass
-    finally:
-        logger.removeHandler(caplog.handler)
+    with in_thread(settings(database_url, **others)):
+        pass
     loud = [record for record in caplog.records if "AUTHENTICATION IS OFF" in record.message]
     assert [record.levelname for record in loud] == ["WARNING"] * lines
 
