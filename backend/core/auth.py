@@ -1,4 +1,4 @@
-"""Better Auth's tokens: who may see whose tasks.
+"""Authentication with Better Auth's tokens.
 
 A token is a JWT (RFC 7519) signed with one of the keys that the issuer publishes as a JWKS (RFC 7517).
 """
@@ -24,7 +24,8 @@ MAX_TOKEN_LENGTH = 8192
 LEEWAY_SECONDS = 10
 FETCH_TIMEOUT_SECONDS = 5
 REFRESH_SECONDS = 300
-# Between two fetches: a rotated-in key works within this time, and forged key ids cause no more fetches than this.
+# Seconds between two fetches for unknown keys: a new key works after at most this time, and forged key ids cause no
+# more fetches.
 MIN_REFRESH_INTERVAL = 30
 MIN_RETRY_INTERVAL = 1
 TOKEN_CACHE_SECONDS = 60
@@ -32,7 +33,7 @@ TOKEN_CACHE_SIZE = 10_000
 
 
 class JWKSCache:
-    """The issuer's public keys by id, fetched when needed and kept while the issuer is away."""
+    """The issuer's public keys by id, fetched when needed and kept while the issuer is unreachable."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -40,20 +41,20 @@ class JWKSCache:
         self._last_fetch_at = self._last_miss_at = -float("inf")
         self._last_fetch_ok = False
         self._fetch: asyncio.Task[None] | None = None
-        # Once: it takes 20 ms, in which nobody is served.
+        # Created once: it blocks the event loop for 20 ms.
         self._tls = httpx.create_ssl_context()
 
     async def get(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None where the issuer has none of this id. Raises 503 where it could not be asked.
+        """The key, or None if the issuer has none with this id. Raises 503 if the issuer is unreachable.
 
-        Whose key is known never waits for the issuer.
+        Known keys never wait for a refresh.
         """
         now = time.monotonic()
         if key_id in self._keys:
             if now - self._last_fetch_at > REFRESH_SECONDS:
                 self._start_fetch()
         else:
-            # Only fetches for unknown keys count here, or a key rotated in after a refresh would have to wait.
+            # A refresh does not count, so that a key that is new since then works at once.
             if now - self._last_miss_at > (MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL):
                 self._last_miss_at = now
                 self._start_fetch()
@@ -75,11 +76,11 @@ class JWKSCache:
                 published = (await client.get(self._url)).raise_for_status().json()["keys"]
             keys = dict(filter(None, map(_usable, published)))
             if not keys:
-                raise ValueError("it has no usable key")
+                raise ValueError("it contains no usable key")
             self._keys, self._last_fetch_ok = keys, True
-        except Exception as error:  # noqa: BLE001  # whatever an issuer sends, the keys we have are kept
+        except Exception as error:  # noqa: BLE001  # whatever the issuer sends, the cached keys are kept
             self._last_fetch_ok = False
-            logger.warning("the JWKS could not be fetched, %d keys are kept: %r", len(self._keys), error)
+            logger.warning("the JWKS cannot be fetched, %d keys are kept: %r", len(self._keys), error)
         finally:
             self._fetch = None
 
@@ -87,16 +88,16 @@ class JWKSCache:
 def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
     try:
         key = jwt.PyJWK(jwk)
-    except Exception:  # noqa: BLE001  # whatever is strange about one key, the others are good
+    except Exception:  # noqa: BLE001  # a malformed key must not prevent the use of the others
         return None
     usable = key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig") and isinstance(key.key_id, str)
     return (str(key.key_id), key) if usable else None
 
 
 class BearerAuth(HTTPBearer):
-    """A dependency that lets nobody but the user of the path in, by the bearer token of the request.
+    """Requires a bearer token whose `sub` matches the path's user.
 
-    Raises 401 where the token is missing or wrong in any way, 403 where it is somebody else's.
+    Raises 401 if the token is missing or invalid, 403 if it belongs to another user.
     """
 
     def __init__(self, jwks_url: str, issuer: str, audience: str) -> None:
@@ -106,7 +107,7 @@ class BearerAuth(HTTPBearer):
         self._audience = audience
         self._verified: dict[str, tuple[float, str]] = {}
 
-    async def __call__(self, request: Request) -> None:  # type: ignore[override]  # what HTTPBearer returns nobody needs
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]  # no caller uses what HTTPBearer returns
         given = request.headers.getlist("authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token:
@@ -116,7 +117,7 @@ class BearerAuth(HTTPBearer):
             raise HTTPException(403, "The token belongs to another user.")
 
     async def _subject(self, token: str) -> str:
-        """The user id of a token whose signature and claims hold; one checked within the last minute still holds."""
+        """The user id of a token with a valid signature and claims; a result is cached for a minute at most."""
         until, subject = self._verified.get(token, (0.0, ""))
         if time.time() < until:
             return subject
@@ -149,7 +150,7 @@ class BearerAuth(HTTPBearer):
         except jwt.ExpiredSignatureError:
             raise unauthorized("The token has expired.", "invalid_token") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-            # PyJWT lets some errors of the parsers below it through.
+            # PyJWT does not convert all errors of the parsers that it uses.
             raise unauthorized("The token is not valid.", "invalid_token") from None
 
 

@@ -1,5 +1,6 @@
-"""What an operator may set, from the environment or `.env`; `.env.example` explains each."""
+"""The settings, read from the environment or `.env`; `.env.example` explains each."""
 
+import logging
 import re
 import sys
 from typing import Annotated, Literal, NoReturn, Self
@@ -14,7 +15,7 @@ from uvicorn.config import STARTUP_FAILURE
 def _origins(value: str) -> list[str]:
     origins = [item.strip() for item in value.split(",") if item.strip()]
     if not all(re.fullmatch(r"\*|https?://[^/?#\s]+", origin) for origin in origins):
-        raise ValueError("must be origins like https://app.example.com, separated by commas, none with a path")
+        raise ValueError("must be comma-separated origins without a path, such as https://app.example.com")
     return origins
 
 
@@ -22,8 +23,8 @@ def _libpq_url(value: str) -> str:
     if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("must start with postgresql:// or postgres://")
     if not _libpq_accepts(value):
-        # Without libpq's own message, which may quote a part of the password.
-        raise ValueError("is not a connection string that PostgreSQL understands")
+        # libpq's own message may quote a part of the password.
+        raise ValueError("is not a valid PostgreSQL connection string")
     return value
 
 
@@ -33,7 +34,7 @@ def _libpq_accepts(url: str) -> bool:
         for host in hosts:
             if not host.startswith("/"):
                 host.encode("idna")
-        # At most options libpq looks only when it connects: here, to nowhere.
+        # libpq validates most options only when connecting, so attempt a connection that cannot succeed.
         psycopg2.connect(make_dsn(url, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
     except psycopg2.OperationalError as error:
         return str(error).startswith("connection to server")
@@ -46,7 +47,7 @@ NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 
 
 class Settings(BaseSettings):
-    """The settings of one process. Raises `ValidationError` for a wrong one."""
+    """The settings of one process. Raises `ValidationError` if one is invalid."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
@@ -74,9 +75,7 @@ class Settings(BaseSettings):
         }
         missing = [name for name, value in auth.items() if value is None]
         if missing and len(missing) < len(auth):
-            raise ValueError(
-                f"{' and '.join(missing)} must be set too: authentication takes {', '.join(auth)} together"
-            )
+            raise ValueError(f"{' and '.join(missing)} must be set too: authentication needs {', '.join(auth)}")
         if self.environment == "production":
             if self.database_url is None:
                 raise ValueError("DATABASE_URL must be set when ENVIRONMENT=production")
@@ -88,11 +87,13 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the settings, or end the process with one line that names what is wrong and never quotes a value."""
+    """Read the settings; ends the process with one line that names each invalid setting and quotes no value."""
     try:
         return Settings()
     except UnicodeDecodeError:
-        fail_startup(".env is not a text in UTF-8")
+        fail_startup(".env is not UTF-8 text")
+    except OSError as error:
+        fail_startup(f".env cannot be read: {error.strerror}")
     except ValidationError as error:
         fail_startup(
             "; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors())
@@ -104,6 +105,8 @@ def _sentence(*parts: int | str) -> str:
 
 
 def fail_startup(reason: str) -> NoReturn:
-    """End a start that cannot succeed: one line on standard error, and no second attempt by a supervisor."""
+    """End the process with one line on standard error and the exit status that keeps uvicorn from trying again."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     print(f"Cannot start: {reason}", file=sys.stderr)
     raise SystemExit(STARTUP_FAILURE)

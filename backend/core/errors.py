@@ -1,5 +1,6 @@
 """The one place where errors become responses: JSON, with a sentence for people and nothing of the inside."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -98,19 +99,33 @@ HANDLERS: dict[Any, Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
 
 
 class ServerErrorMiddleware:
-    """ASGI middleware that answers what nobody foresaw with a 500 that says nothing of the inside.
+    """ASGI middleware that answers an unexpected exception with a generic 500, and a cancelled request with 503.
 
-    Starlette's own stands outside all other middleware, so that its response lacks CORS headers and X-Request-ID.
+    Starlette's own is outside all other middleware, so its response lacks CORS headers and X-Request-ID.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = scope["type"] != "http"
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
-        except Exception:  # whatever it is, it is a bug and belongs in the log
-            if scope["type"] != "http":
+            await self._app(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            # uvicorn cancels the requests that are still running when its grace period is over.
+            outcome = NOT_WRITTEN if scope["method"] in ("GET", "HEAD", "OPTIONS") else MAYBE_WRITTEN
+            error = unavailable("The service is shutting down", outcome)
+            await _error(error.status_code, error.detail, dict(error.headers or {}))(scope, receive, send)
+        except Exception:  # a bug: it belongs in the log
+            if started:
                 raise
             logger.exception("unhandled error")
             await _error(500, "Something went wrong on our side.")(scope, receive, send)

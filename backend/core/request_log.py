@@ -1,12 +1,14 @@
-"""Request ids and the line each request leaves in the log, which looks like all other lines."""
+"""Request ids, the log line of each request, and a log handler that never delays or fails a request."""
 
+import asyncio
 import json
 import logging
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -16,45 +18,97 @@ from backend.core.config import Settings
 
 logger = logging.getLogger(__name__)
 
+MAX_LINES = 10_000
+WRITE_INTERVAL = 0.02
+FLUSH_SECONDS = 0.25
+
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class LogFormatter(logging.Formatter):
-    """A log line: JSON in production, else for the eye; always with the id of the request it belongs to."""
+    """Formats records as JSON or as text, with the id of the request that each belongs to."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         super().__init__()
-        self._as_json = settings.environment == "production"
-
-    def line(self, level: str, message: str, fields: Mapping[str, object]) -> str:
-        """The line for `message`; `fields` go into the JSON."""
-        now, request_id = datetime.now(UTC).isoformat(timespec="milliseconds"), _request_id.get()
-        if self._as_json:
-            return json.dumps({"time": now, "level": level, "message": message, "request_id": request_id, **fields})
-        exception = f"\n{fields['exception']}" if "exception" in fields else ""
-        return f"{now[11:23]} {level:8} {message} [{request_id}]{exception}"
+        self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {"logger": record.name}
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return self.line(record.levelname.lower(), record.getMessage(), fields)
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        level, message, request_id = record.levelname.lower(), record.getMessage(), _request_id.get()
+        exception = self.formatException(record.exc_info) if record.exc_info else None
+        if not self._as_json:
+            return f"{time[11:23]} {level:8} {message} [{request_id}]" + (f"\n{exception}" if exception else "")
+        line = {"time": time, "level": level, "message": message, "request_id": request_id, "logger": record.name}
+        if exception:
+            line["exception"] = exception
+        return json.dumps({**line, **getattr(record, "fields", {})})
+
+
+class LogHandler(logging.Handler):
+    """Writes to standard error from a thread. Lines that cannot be written are dropped, and their number is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque()
+        self._dropped = 0
+        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._writing = self._blocked = False
+        # sys.__stderr__ is None if the process was started without: another file may have its descriptor.
+        self._file = sys.__stderr__.fileno() if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
+        threading.Thread(target=self._write, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._lines) < MAX_LINES:
+            self._lines.append(self.format(record))
+            if not self._wake.is_set():
+                self._wake.set()
+        else:
+            self._dropped += 1
+        # A worker of uvicorn ends without exit handlers, right after its last line.
+        if record.name.startswith("uvicorn"):
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until all lines are written, for at most `FLUSH_SECONDS`."""
+        self._hurry.set()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while (self._lines or self._writing) and not self._blocked:
+            time.sleep(0.001)
+            self._blocked = time.monotonic() > deadline
+
+    def _write(self) -> None:
+        while self._wake.wait():
+            self._wake.clear()
+            self._writing = True
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+            try:
+                while data:
+                    data = data[os.write(self._file, data) :]
+            except OSError:
+                self._dropped += len(lines)
+            self._writing = self._blocked = False
+            if self._dropped and not data:
+                logger.warning("%d log lines were dropped: standard error was full or closed", self._dropped)
+                self._dropped = 0
+            # Many lines per wake-up: the thread takes time from the event loop.
+            self._hurry.wait(WRITE_INTERVAL)
+            self._hurry.clear()
 
 
 class RequestLogMiddleware:
-    """ASGI middleware: gives each request an id, sent back as `X-Request-ID`, and a line in the log."""
+    """ASGI middleware that gives each request an id, returned as `X-Request-ID`, and a line in the log."""
 
-    def __init__(self, app: ASGIApp, lines: LogFormatter) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _without_traceback(send) if scope["type"] == "lifespan" else send)
             return
         request_id = os.urandom(16).hex().encode()
-        for name, value in scope["headers"]:
+        for name, value in scope.get("headers", ()):
             if name == b"x-request-id" and _ACCEPTED.fullmatch(value):
                 request_id = value
         _request_id.set(request_id.decode())
@@ -65,7 +119,8 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id))
+                # A new list: a Response that is used again would collect ids in its own.
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)
 
         try:
@@ -74,19 +129,37 @@ class RequestLogMiddleware:
             if logger.isEnabledFor(logging.INFO):
                 method, route = scope["method"], getattr(scope.get("route"), "path", "-")
                 took = round((time.perf_counter() - started) * 1000, 1)
-                fields = {"method": method, "route": route, "status": status, "milliseconds": took}
-                # Past the logging module, whose way to the same line takes as long as a fifth of the request.
-                sys.stderr.write(self._lines.line("info", f"{method} {route} {status} {took} ms", fields) + "\n")
+                client = (scope.get("client") or "-")[0]
+                fields = {"method": method, "route": route, "status": status, "milliseconds": took, "client": client}
+                # logger.info() would look up its caller, which takes as long as the rest of it.
+                text = f"{method} {route} {status} {took} ms {client}"
+                logger.handle(
+                    logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None, None, {"fields": fields})
+                )
+
+
+def _without_traceback(send: Send) -> Send:
+    async def send_lifespan(message: Message) -> None:
+        # fail_startup() has printed the reason, and a second Ctrl-C needs none; Starlette adds a traceback.
+        if isinstance(sys.exception(), SystemExit | asyncio.CancelledError):
+            message = {"type": message["type"]}
+        await send(message)
+
+    return send_lifespan
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all of the process's logging to standard error, in `LogFormatter`."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter(settings))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    """Send all logging of the process to standard error, unless the root logger has handlers already."""
+    root = logging.getLogger()
+    root.setLevel(settings.log_level.upper())
+    if not root.handlers:
+        root.addHandler(LogHandler())
+    for handler in root.handlers:
+        if isinstance(handler, LogHandler):
+            handler.setFormatter(LogFormatter(as_json=settings.environment == "production"))
     for name in ("httpx", "alembic.runtime.plugins"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
-        # uvicorn's access line says less than ours; it makes none for which there is no handler.
+        # uvicorn writes no access log without a handler; ours has more.
         logging.getLogger(name).propagate = name != "uvicorn.access"

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: the one of the settings, or the one it was handed by `backend.core.schema`."""
+"""Alembic's environment. The database is that of the settings, or the one that `backend.core.schema` passes."""
 
 from contextlib import nullcontext
 
@@ -12,22 +12,22 @@ from backend.core.config import fail_startup, load_settings
 from backend.core.schema import connect
 from backend.models import Task, User
 
-# Better Auth's tables may lie in the same database; autogenerate would drop them.
+# Better Auth's tables may be in the same database; autogenerate would drop them.
 OURS = {User.__tablename__, Task.__tablename__}
-# Any number, the same in every process that migrates.
+# An arbitrary number, the same in every process that migrates.
 MIGRATION_LOCK = 7_236_451
 
 
 def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
-    """Whether autogenerate may speak of a table."""
+    """Whether autogenerate compares a table."""
     return kind != "table" or name in OURS
 
 
 def migrate(url: str) -> None:
-    """Run what the command line asked for against `url`, all of it in one transaction."""
+    """Run the migrations of the command on `url`, all in one transaction."""
     engine = create_engine("postgresql+psycopg2://", creator=lambda: connect(url))
     with engine.connect() as connection, connection.begin():
-        # One at a time, and rather give up than queue behind a long query and hold up everybody else.
+        # Serialize migrations; fail fast rather than queue behind a lock.
         connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         connection.execute(text("SET LOCAL lock_timeout = '5s'"))
         context.configure(connection=connection, target_metadata=User.metadata, include_object=is_ours)

@@ -1,4 +1,4 @@
-"""An issuer of tokens whose keys and moods a test decides: Better Auth as the service sees it, and its forgers."""
+"""A configurable issuer of tokens: Better Auth as the service sees it, its failures, and forged tokens."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Key:
-    """A key pair that signs tokens with `algorithm`, under a name that no other has unless it is given."""
+    """A key pair that signs tokens with `algorithm`, with a unique id unless one is given."""
 
     def __init__(self, algorithm: str = "EdDSA", kid: str | None = None, curve: ec.EllipticCurve | None = None) -> None:
         self.algorithm = algorithm
@@ -50,13 +50,13 @@ class Key:
 
 
 def token(header: object, claims: object, sign: Sign) -> str:
-    """A JWT out of anything: bytes as they are, all else as JSON."""
+    """A JWT of any parts: bytes unchanged, everything else as JSON."""
     signed = f"{base64url(_serialized(header))}.{base64url(_serialized(claims))}"
     return f"{signed}.{base64url(sign(signed.encode()))}"
 
 
 def base64url(content: bytes) -> str:
-    """Base64 as JWTs have it (RFC 7515, section 2)."""
+    """Base64url without padding (RFC 7515, section 2)."""
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
@@ -65,7 +65,7 @@ def _serialized(content: object) -> bytes:
 
 
 class Issuer:
-    """Publishes `keys`, or does what `answer` says; counts who asks."""
+    """Publishes `keys`, or behaves like `answer`; counts the requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -170,12 +170,12 @@ def publishing() -> Iterator[Issuer]:
 
 
 def bearer(credentials: str) -> dict[str, str]:
-    """The header that carries a token."""
+    """The Authorization header of a token."""
     return {"Authorization": f"Bearer {credentials}"}
 
 
 def reply(status: int, body: bytes, **headers: str) -> Answer:
-    """Answer every fetch with this."""
+    """Answer every fetch with this response."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
@@ -188,11 +188,11 @@ def reply(status: int, body: bytes, **headers: str) -> Answer:
 
 
 def hang_up(_: BaseHTTPRequestHandler) -> None:
-    """Close the connection without a word."""
+    """Close the connection without a response."""
 
 
 def drip(request: BaseHTTPRequestHandler) -> None:
-    """Never stop to answer, one byte at a time, until the other side hangs up."""
+    """Send one byte at a time until the client disconnects."""
     request.send_response(200)
     request.end_headers()
     while True:

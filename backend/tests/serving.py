@@ -76,11 +76,17 @@ class Service:
 
 @contextmanager
 def as_process(
-    tmp_path: Path, *command: str, env: dict[str, str] | None = None, cwd: Path = ROOT, port: int | None = None
+    tmp_path: Path,
+    *command: str,
+    env: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+    port: int | None = None,
+    stderr: int | None = None,
 ) -> Iterator[Service]:
     """Run `command` (default `python -m backend`) with nothing set but `env`, live before the body; killed after it.
 
-    `{port}` in the command stands for the port, which is in PORT too.
+    `{port}` in the command is replaced by the port, which is in PORT too. Without `stderr`, a descriptor, the log
+    contains standard error too.
     """
     port = port or free_port()
     arguments = [part.format(port=port) for part in command or (sys.executable, "-m", "backend")]
@@ -89,7 +95,7 @@ def as_process(
     log_file = tmp_path / f"service-{port}.log"
     with open(log_file, "w") as log:
         process = subprocess.Popen(
-            arguments, env=environment, cwd=cwd, stdout=log, stderr=log, text=True, start_new_session=True
+            arguments, env=environment, cwd=cwd, stdout=log, stderr=stderr or log, text=True, start_new_session=True
         )
     service = Service(f"http://127.0.0.1:{port}", process, log_file)
     try:

@@ -1,4 +1,4 @@
-"""Start, end and accidents: the database away at first, a schema that is not there, signals, a worker that dies."""
+"""Start, end and failures: an unreachable database, a missing schema, signals, a dead worker, an unwritable log."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,7 +36,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def operations(tasks: str) -> list[Call]:
-    """All that needs the database."""
+    """Every request that needs the database."""
     one = f"{tasks}/{uuid4()}"
     return [
         Call("GET", "/health"),
@@ -71,7 +72,7 @@ def test_it_starts_without_the_database_and_finds_it_later(
         assert "Traceback" not in service.log
 
 
-def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, tasks: str) -> None:
+def test_a_missing_schema_is_reported_with_its_remedy(empty_database_url: str, tasks: str) -> None:
     with in_thread(settings(empty_database_url)) as url:
         for answer in at_once(url, operations(tasks)):
             assert_error(answer, 503)
@@ -93,7 +94,7 @@ def test_a_missing_schema_is_said_with_what_mends_it(empty_database_url: str, ta
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
-def test_who_is_being_served_when_it_is_told_to_stop_is_answered(
+def test_requests_in_flight_are_answered_at_a_stop(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
 ) -> None:
     env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}
@@ -115,12 +116,12 @@ def test_who_is_being_served_when_it_is_told_to_stop_is_answered(
 
 
 def workers_of(service: Service) -> set[int]:
-    """The processes that serve now."""
+    """The worker processes."""
     return {pid for pid in members(service.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
-    """Kill one while clients create tasks, each trying again where it is cut off; the statuses, and how many were."""
+    """Kill a worker while clients create tasks, with retries; the statuses, and the number of lost connections."""
     statuses: Counter[int] = Counter()
     cut_off = 0
     stop = asyncio.Event()
@@ -151,7 +152,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
     return statuses, cut_off
 
 
-def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
+def test_a_dead_worker_is_replaced_and_only_its_clients_are_cut_off(
     database_url: str, tmp_path: Path, tasks: str
 ) -> None:
     env = {"DATABASE_URL": database_url}
@@ -165,7 +166,55 @@ def test_a_worker_that_dies_is_replaced_and_takes_only_its_own_clients_along(
         assert listed.headers["X-Total-Count"] == str(statuses.total())
 
 
-def test_no_password_is_ever_told(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
+@contextmanager
+def broken_stderr(kind: str) -> Iterator[tuple[int, int]]:
+    """Descriptors: one that reads what is written to the other, which cannot be written to."""
+    reading, writing = os.pipe()
+    if kind == "full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writing)
+    elif kind == "closed pipe":
+        os.dup2(os.open(os.devnull, os.O_RDONLY), reading)
+    else:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, kind == "full pipe")
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("kind", ["full disk", "closed pipe", "full pipe"])
+@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
+def test_a_log_that_cannot_be_written_fails_no_request_and_does_not_delay_the_end(
+    database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...], kind: str
+) -> None:
+    with (
+        broken_stderr(kind) as (_, writing),
+        as_process(tmp_path, *command, env={"DATABASE_URL": database_url}, stderr=writing) as service,
+    ):
+        with httpx.Client(base_url=service.base_url) as client:
+            assert [client.post(tasks, json={"title": "a"}).status_code for _ in range(20)] == [201] * 20
+        service.stop(signal.SIGTERM, 15)
+
+
+def test_dropped_log_lines_are_counted(database_url: str, tmp_path: Path, tasks: str) -> None:
+    with (
+        broken_stderr("full pipe that does not block") as (reading, writing),
+        as_process(tmp_path, env={"DATABASE_URL": database_url}, stderr=writing) as service,
+    ):
+        httpx.get(service.base_url + tasks)
+        assert set(os.read(reading, 65536)) == {ord("x")}
+        os.set_blocking(reading, False)
+        with os.fdopen(os.dup(reading), "rb", buffering=0) as log:
+            httpx.get(service.base_url + tasks)
+            until(lambda: b"log lines were dropped" in (log.read(65536) or b""))
+
+
+def test_passwords_are_never_shown_or_logged(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
     password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
     url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
     env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}

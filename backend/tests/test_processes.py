@@ -1,4 +1,4 @@
-"""The service as people start and stop it, with each of the commands they know."""
+"""The service started and stopped with each of the documented commands."""
 
 import json
 import os
@@ -9,15 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
+import psycopg2
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
 from backend.tests.concurrency import until
 from backend.tests.database import execute
+from backend.tests.errors import assert_error
 from backend.tests.process_checks import assert_ending, assert_none_is_left, members, processes
 from backend.tests.serving import ROOT, Service, as_process, free_port
 
@@ -30,8 +34,8 @@ ALEMBIC = (str(PROGRAMS / "alembic"),)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The project in a folder with a space in its name, where data and settings are not the developer's own."""
-    folder = tmp_path_factory.mktemp("checkout") / "a checkout"
+    """The project in a folder whose name means something to shells and to libpq, with data and settings of its own."""
+    folder = tmp_path_factory.mktemp("checkout") / 'a `touch x` $(touch y) $HOME "checkout", it\'s'
     folder.mkdir()
     for name in ("backend", "alembic.ini", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
@@ -63,6 +67,13 @@ def use(service: Service) -> str:
         return path
 
 
+def embedded_url(checkout: Path) -> str:
+    """The URL of the embedded server that runs there."""
+    data = checkout / ".data" / "postgres"
+    socket = data / (data / "postmaster.pid").read_text().splitlines()[4]
+    return f"postgresql:///postgres?user=postgres&host={quote(str(socket), safe='')}"
+
+
 def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.CompletedProcess[str]":
     """Run a command that ends by itself."""
     passed_on = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
@@ -73,9 +84,7 @@ def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.Compl
     )
 
 
-def test_what_is_printed_can_be_pasted_and_what_was_stored_is_there_the_next_time(
-    checkout: Path, tmp_path: Path
-) -> None:
+def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, tmp_path: Path) -> None:
     with as_process(tmp_path, cwd=checkout) as service:
         port = service.base_url.rpartition(":")[2]
         [docs] = re.findall(r"http://\S+/docs", service.log)
@@ -115,7 +124,7 @@ def test_four_workers_share_a_database(checkout: Path, tmp_path: Path, database_
 
 
 @pytest.mark.parametrize("mode", ["run", "dev"])
-def test_fastapis_own_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
+def test_the_fastapi_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
     with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout) as service:
         use(service)
         press_ctrl_c(service)
@@ -123,7 +132,7 @@ def test_fastapis_own_command_serves_it(checkout: Path, tmp_path: Path, mode: st
     assert_none_is_left(checkout / ".data")
 
 
-def test_alembic_migrates_either_database(checkout: Path, empty_database_url: str) -> None:
+def test_alembic_migrates_the_embedded_and_a_given_database(checkout: Path, empty_database_url: str) -> None:
     with ThreadPoolExecutor() as pool:
         settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
         for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), **env), settings):
@@ -145,6 +154,86 @@ def test_in_production_it_migrates_and_its_log_is_json(checkout: Path, tmp_path:
     assert [entry["status"] for entry in entries if entry["request_id"] == "mine"] == [200]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_in_production_all_lines_of_uvicorn_are_json(
+    checkout: Path, tmp_path: Path, database_url: str, workers: int
+) -> None:
+    env = {"ENVIRONMENT": "production", "AUTH_DISABLED": "true", "DATABASE_URL": database_url}
+    options = ("--workers", "2", "--log-config", "backend/log_config.json") if workers == 2 else ()
+    with as_process(tmp_path, *UVICORN, *options, cwd=checkout, env=env) as service:
+        until(lambda: service.log.count("Application startup complete") == workers)
+        service.stop(signal.SIGTERM)
+    messages = [json.loads(line)["message"] for line in service.log.splitlines()]
+    for expected in ("Started server process", "Shutting down", "Finished server process"):
+        assert sum(expected in message for message in messages) == workers
+    assert any("Uvicorn running on" in message for message in messages)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
+def test_a_hangup_stops_the_database_too(
+    checkout: Path, tmp_path: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    with as_process(tmp_path, *command, cwd=checkout) as service:
+        use(service)
+        service.stop(number)
+    assert_ended_well(service)
+    assert_none_is_left(checkout / ".data")
+
+
+@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
+def test_the_second_ctrl_c_answers_requests_and_prints_no_traceback(
+    checkout: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with as_process(tmp_path, *command, cwd=checkout, env={"DB_POOL_TIMEOUT": "60"}) as service:
+        path, url = use(service), embedded_url(checkout)
+        with ThreadPoolExecutor() as pool, closing(psycopg2.connect(url)) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT id FROM tasks FOR UPDATE")
+            put = pool.submit(httpx.put, service.base_url + path, json={"title": "b"}, timeout=60)
+            until(lambda: execute(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            os.killpg(service.process.pid, signal.SIGINT)
+            until(lambda: "Waiting for connections to close" in service.log)
+            press_ctrl_c(service)
+            assert_error(put.result(), 503)
+            assert "may have been written or not" in put.result().json()["detail"]
+    assert "Traceback" not in service.log
+    assert_ending(members(service.process.pid))
+
+
+def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections(
+    checkout: Path, tmp_path: Path
+) -> None:
+    with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout) as service, ExitStack() as connections:
+        until(lambda: service.log.count("Application startup complete") == 2)
+        with suppress(psycopg2.OperationalError):
+            while True:
+                connections.enter_context(closing(psycopg2.connect(embedded_url(checkout))))
+        workers = [pid for pid in members(service.process.pid) if pid != service.process.pid]
+        os.kill(max(workers), signal.SIGKILL)
+        until(lambda: service.log.count("Application startup complete") == 3)
+        connections.close()
+        use(service)
+        press_ctrl_c(service)
+    assert_none_is_left(checkout / ".data")
+
+
+def test_a_failed_start_does_not_end_the_process_of_a_test_client(tmp_path: Path) -> None:
+    (tmp_path / ".data").touch()
+    code = """
+from fastapi.testclient import TestClient
+from backend.main import app
+try:
+    with TestClient(app):
+        pass
+finally:
+    print("cleaned up")
+"""
+    ended = run(tmp_path, (sys.executable, "-W", "ignore", "-c", code), PYTHONPATH=str(ROOT))
+    assert ended.stdout == "cleaned up\n"
+    assert re.search(r"^Cannot start: [^\n]*\.data[^\n]*$", ended.stderr, re.MULTILINE)
+
+
 def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
     execute(empty_database_url, "CREATE TABLE users (s3cret int)")
     ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
@@ -154,7 +243,7 @@ def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, emp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_is_told_to_stop_while_starting_leaves_nothing_behind(checkout: Path, number: signal.Signals) -> None:
+def test_a_signal_during_the_start_leaves_no_server_behind(checkout: Path, number: signal.Signals) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     process = subprocess.Popen(
         PYTHON_M, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -177,23 +266,21 @@ def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Pat
     assert "Traceback" not in ended.stderr
 
 
-def test_an_option_that_is_none_is_not_passed_over_in_silence(checkout: Path, database_url: str) -> None:
+def test_an_unknown_option_is_refused(checkout: Path, database_url: str) -> None:
     ended = run(checkout, (*PYTHON_M, "--port={port}"), DATABASE_URL=database_url)
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
 
 
-def test_a_folder_for_data_that_is_none_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
+def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     ended = run(tmp_path, UVICORN, PYTHONPATH=str(ROOT))
     assert ended.returncode == STARTUP_FAILURE
-    assert re.search(r"\nCannot start: [^\n]*\.data[^\n]*\n\Z", ended.stderr)
+    assert re.search(r"\nCannot start: [^\n]*\.data[^\n]*\n[^\n]*Application startup failed[^\n]*\n\Z", ended.stderr)
     assert "Traceback" not in ended.stderr
 
 
-def test_what_the_environment_says_of_another_server_does_not_reach_the_embedded_one(
-    checkout: Path, tmp_path: Path
-) -> None:
+def test_pg_variables_do_not_affect_the_embedded_server(checkout: Path, tmp_path: Path) -> None:
     env = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGCHANNELBINDING": "require"}
     with as_process(tmp_path, *PYTHON_M, cwd=checkout, env=env) as service:
         use(service)

@@ -16,7 +16,7 @@ NOW = sa.text("now()")
 
 
 def upgrade() -> None:
-    """Make both tables."""
+    """Create both tables."""
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -48,6 +48,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop both tables, and with them every task."""
+    """Drop both tables and all tasks."""
     op.drop_table("tasks")
     op.drop_table("users")

@@ -10,6 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from backend.core.request_log import configure_logging
 from backend.tests.serving import in_thread, settings
 
 ORIGIN = "http://localhost:3000"
@@ -97,13 +98,16 @@ def test_the_origins_are_those_of_the_settings() -> None:
 
 
 @pytest.fixture
-def log(client: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """The lines that another service in this process has logged; afterwards logging is as before."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield lambda: capsys.readouterr().err.splitlines()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def log(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """The lines that this process has logged; logging is reset afterwards."""
+
+    def lines() -> list[str]:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        return capfd.readouterr().err.splitlines()
+
+    yield lines
+    configure_logging(settings(AWAY))
 
 
 def test_the_id_is_in_the_line_of_the_log(database_url: str, log: Callable[[], list[str]]) -> None:
@@ -112,8 +116,8 @@ def test_the_id_is_in_the_line_of_the_log(database_url: str, log: Callable[[], l
             httpx.get(url + path, headers={"X-Request-ID": request_id})
     lines = [line for line in log() if "[mine-" in line]
     assert len(lines) == 2
-    assert re.search(r" GET /api/\{user_id\}/tasks 200 \d+\.\d ms \[mine-1\]$", lines[0])
-    assert re.search(r" 404 \d+\.\d ms \[mine-2\]$", lines[1])
+    assert re.search(r" GET /api/\{user_id\}/tasks 200 \d+\.\d ms 127\.0\.0\.1 \[mine-1\]$", lines[0])
+    assert re.search(r" 404 \d+\.\d ms 127\.0\.0\.1 \[mine-2\]$", lines[1])
 
 
 def test_in_production_every_line_of_the_log_is_json(database_url: str, log: Callable[[], list[str]]) -> None:
@@ -128,6 +132,7 @@ def test_in_production_every_line_of_the_log_is_json(database_url: str, log: Cal
     assert (ours["level"].lower(), ours["method"], ours["status"]) == ("info", "PATCH", 404)
     assert ours["route"] == "/api/{user_id}/tasks/{task_id}/complete"
     assert ours["milliseconds"] >= 0
+    assert ours["client"] == "127.0.0.1"
     assert datetime.fromisoformat(ours["time"]).tzinfo is not None
     [error] = [entry for entry in entries if entry["message"] == "it was raised"]
     assert error["level"].lower() == "error"

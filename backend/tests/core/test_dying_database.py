@@ -15,7 +15,6 @@ from uuid import uuid4
 import httpx
 import psycopg2
 import pytest
-from psycopg2.extensions import parse_dsn
 
 from backend.core import embedded, schema
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
@@ -33,20 +32,22 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with embedded.postgres(folder) as self.url:
-            schema.upgrade(self.url)
+        with embedded.postgres(folder) as url:
+            schema.upgrade(url)
+        self.url = f"postgresql:///postgres?user=postgres&host={folder}/postgres"
 
     def start(self) -> None:
         """Start it as a child of this process, because not every container has an init process that reaps orphans."""
         data, log = self._folder / "postgres", self._folder / "postgres" / "log"
-        sockets = f"unix_socket_directories={parse_dsn(self.url)['host']}"
-        command = [str(embedded.binaries() / "postgres"), "-D", str(data), "-c", "listen_addresses=", "-c", sockets]
+        options = ["-D", "/proc/self/cwd", "-c", "listen_addresses=", "-c", "unix_socket_directories=."]
+        command = [str(embedded.binaries() / "postgres"), *options]
         owner = data.stat()
         groups: list[int] | None = [] if os.geteuid() == 0 else None
         with log.open("a") as output:
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, user=owner.st_uid, group=owner.st_gid, extra_groups=groups
-            )
+                command, cwd=data, stdout=output, stderr=output,
+                user=owner.st_uid, group=owner.st_gid, extra_groups=groups,
+            )  # fmt: skip
         until(self.answers)
 
     def answers(self) -> bool:

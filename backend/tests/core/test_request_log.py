@@ -1,0 +1,78 @@
+"""The log line of a request, the handlers that receive it, and responses that other code has created."""
+
+import logging
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI, Response
+from starlette.types import Receive, Scope, Send
+
+from backend.main import create_app
+from backend.tests.serving import in_thread, settings
+
+
+@pytest.fixture
+def app(database_url: str) -> FastAPI:
+    return create_app(settings(database_url))
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What a handler of the user's own on the root logger receives."""
+    received: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            received.append(record)
+
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    yield received
+    logging.getLogger().removeHandler(handler)
+
+
+def test_request_lines_reach_every_handler(
+    app: FastAPI, tasks: str, caplog: pytest.LogCaptureFixture, records: list[logging.LogRecord]
+) -> None:
+    with in_thread(app) as url:
+        httpx.get(f"{url}{tasks}")
+    for received in (caplog.records, records):
+        ours = [record.getMessage() for record in received if record.name == "backend.core.request_log"]
+        [message] = [message for message in ours if "/tasks" in message]
+        assert message.startswith("GET /api/{user_id}/tasks 200 ")
+        assert message.endswith(" ms 127.0.0.1")
+
+
+def test_responses_of_any_asgi_app_get_the_request_id(app: FastAPI) -> None:
+    reused = Response("reused")
+
+    async def tuple_of_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": ((b"content-length", b"0"),)})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def no_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"none"})
+
+    app.mount("/reused", reused)
+    app.mount("/tuple", tuple_of_headers)
+    app.mount("/none", no_headers)
+    with in_thread(app) as url:
+        for path in ("/reused", "/reused", "/tuple", "/none"):
+            response = httpx.get(f"{url}{path}/", headers={"X-Request-ID": "mine"})
+            assert response.status_code == 200
+            assert response.headers.get_list("X-Request-ID") == ["mine"]
+
+
+def test_an_error_after_the_start_of_a_response_cuts_it_off(app: FastAPI, records: list[logging.LogRecord]) -> None:
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+        raise ValueError("broken")
+
+    app.mount("/breaks", breaks)
+    with in_thread(app) as url, pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(f"{url}/breaks/")
+    raised = [record.exc_info[1] for record in records if record.exc_info]
+    assert [str(error) for error in raised] == ["broken"]
