@@ -23,6 +23,9 @@ MAYBE_WRITTEN = "it may have been written or not"
 # a conflict with other transactions, resources, locks, operator intervention, the system; and a server that is
 # read-only while another takes over.
 _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
+# ON CONFLICT resolves conflicts of the primary key only. While a migration builds the index of another key, two
+# creations with one Idempotency-Key can meet in that index.
+_UNIQUE_VIOLATION = "23505"
 _READ_ONLY = "25006"
 _STATEMENT_TIMEOUT = "57014"
 # pydantic's sentence for a UUID quotes a character of the input; that for a body speaks of Python.
@@ -55,7 +58,7 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
         return unavailable(SCHEMA, outcome)
     if code == _STATEMENT_TIMEOUT:
         return unavailable("The database did not finish in time", outcome)
-    if code.startswith(_UNAVAILABLE_CLASSES) or code == _READ_ONLY:
+    if code.startswith(_UNAVAILABLE_CLASSES) or code in (_READ_ONLY, _UNIQUE_VIOLATION):
         return unavailable("The database cannot answer now", outcome)
     return error
 

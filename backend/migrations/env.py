@@ -1,9 +1,11 @@
 """Alembic's environment. The database is that of the settings, or the one that `backend.core.schema` passes."""
 
+import time
 from contextlib import nullcontext
 
 from alembic import context
-from sqlalchemy import create_engine, text
+from psycopg2.extensions import connection
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import SchemaItem
 
@@ -16,6 +18,8 @@ from backend.models import Task, User
 OURS = {User.__tablename__, Task.__tablename__}
 # An arbitrary number, the same in every process that migrates.
 MIGRATION_LOCK = 7_236_451
+# Five minutes in all.
+LOCK_ATTEMPTS, LOCK_PAUSE = 1500, 0.2
 
 
 def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
@@ -23,20 +27,44 @@ def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, comp
     return kind != "table" or name in OURS
 
 
+def connect_and_lock(url: str) -> connection:
+    """A connection that holds the migration lock until it is closed; ends the process if another one keeps the lock."""
+    opened = connect(url)
+    opened.autocommit = True
+    with opened.cursor() as cursor:
+        for _ in range(LOCK_ATTEMPTS):
+            # Not pg_advisory_lock: it keeps a snapshot while it waits, and CREATE INDEX CONCURRENTLY, in the process
+            # that holds the lock, would wait for that snapshot.
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (MIGRATION_LOCK,))
+            if cursor.fetchone() == (True,):
+                break
+            time.sleep(LOCK_PAUSE)
+        else:
+            fail_startup("the database cannot be migrated: another process is still migrating it")
+        # Fail fast rather than queue behind a long query, with all requests queued behind the migration.
+        cursor.execute("SET lock_timeout = '2s'")
+    opened.autocommit = False
+    return opened
+
+
 def migrate(url: str) -> None:
-    """Run the migrations of the command on `url`, all in one transaction."""
-    engine = create_engine("postgresql+psycopg2://", creator=lambda: connect(url))
-    with engine.connect() as connection, connection.begin():
-        # Serialize migrations; fail fast rather than queue behind a lock.
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
-        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-        context.configure(connection=connection, target_metadata=User.metadata, include_object=is_ours)
-        context.run_migrations()
-    engine.dispose()
+    """Run the migrations of the command on `url`, each in a transaction of its own."""
+    engine = create_engine("postgresql+psycopg2://", creator=lambda: connect_and_lock(url), poolclass=NullPool)
+    with engine.connect() as opened:
+        context.configure(
+            connection=opened,
+            target_metadata=User.metadata,
+            include_object=is_ours,
+            transaction_per_migration=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
 
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", target_metadata=User.metadata, literal_binds=True)
+    context.configure(
+        dialect_name="postgresql", target_metadata=User.metadata, literal_binds=True, transaction_per_migration=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 else:
