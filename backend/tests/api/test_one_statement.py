@@ -70,24 +70,31 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_a_request_is_one_statement(client: httpx.Client, proxy: Proxy, tasks: str, variant: Variant) -> None:
+def prepare(client: httpx.Client, tasks: str) -> dict[str, str]:
+    """Create the three tasks of a variant's user; what the variant's path and headers refer to."""
     task = client.post(tasks, json={"title": "first task"}, headers={"Idempotency-Key": "used"})
     for title in ("second task", "third task"):
         client.post(tasks, json={"title": title})
-    known = {
+    return {
         "id": task.json()["id"],
         "etag": task.headers["ETag"],
         "cursor": client.get(tasks, params={"limit": 1}).links["next"]["url"].rpartition("=")[2],
         "newcomer": str(uuid4()),
     }
+
+
+def send(client: httpx.Client, tasks: str, variant: Variant, known: dict[str, str]) -> httpx.Response:
     path = variant.path.format(**known)
     headers = {name: value.format(**known) for name, value in variant.headers.items()}
+    url = path if path.startswith(("/api", "/health")) else tasks + path
+    return client.request(variant.method, url, headers=headers, json=variant.json)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_request_is_one_statement(client: httpx.Client, proxy: Proxy, tasks: str, variant: Variant) -> None:
+    known = prepare(client, tasks)
     with proxy.recording() as sent:
-        response = client.request(
-            variant.method, path if path.startswith(("/api", "/health")) else tasks + path,
-            headers=headers, json=variant.json,
-        )  # fmt: skip
+        response = send(client, tasks, variant, known)
         client.get("/health")
     assert response.status_code == variant.status
     *of_request, of_health = sent
