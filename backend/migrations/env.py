@@ -43,6 +43,8 @@ def connect_and_lock(url: str) -> connection:
             fail_startup("the database cannot be migrated: another process is still migrating it")
         # Fail fast rather than queue behind a long query, with all requests queued behind the migration.
         cursor.execute("SET lock_timeout = '2s'")
+        # A role's or a database's own is meant for requests, not for building an index.
+        cursor.execute("SET statement_timeout = 0")
     opened.autocommit = False
     return opened
 

@@ -151,6 +151,13 @@ def test_a_process_that_waits_for_the_migration_of_another_does_not_block_it(old
     assert execute(old_key_url, REVISION) == [("0002",)]
 
 
+def test_a_statement_timeout_of_the_database_is_not_for_building_an_index(old_key_url: str) -> None:
+    name = execute(old_key_url, "SELECT current_database()")[0][0]
+    execute(old_key_url, f"ALTER DATABASE {name} SET statement_timeout = '1s'")
+    with index_being_built(old_key_url):
+        until(lambda: execute(old_key_url, BUILDING + HERE + " AND now() - query_start > interval '1.5 s'") == [(1,)])
+
+
 def test_waiting_for_the_migration_of_another_process_ends(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
