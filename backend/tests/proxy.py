@@ -215,10 +215,10 @@ class _Connection:
                 await asyncio.gather(*pumps, return_exceptions=True)
             finally:
                 writer.close()
-        self._proxy.connections.discard(self)
         with self._proxy.client_stopped() if self._fault else nullcontext():
             self._writer.write(self._last_bytes)
             await self.end(self._proxy.ending if self._fault else "FIN")
+        self._proxy.connections.discard(self)
 
     def silence(self, silence: Silence) -> None:
         """Silence the connection as its client sees it."""

@@ -1,16 +1,23 @@
 """uvloop and asyncio report a closed socket differently; requests are served alike on both."""
 
+import asyncio
 import os
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import httpx
+import psycopg2
 import pytest
 
+from backend.core import schema
 from backend.core.errors import MAYBE_WRITTEN
 from backend.tests.concurrency import until
 from backend.tests.errors import assert_error
@@ -107,6 +114,50 @@ def test_a_connection_that_ended_after_an_answer_is_not_used_again(
         until(lambda: not proxy.connections)
     assert client.patch(f"{location}/complete").json()["completed"] is False
     assert proxy.opened == before + 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_every_request_is_answered_while_connections_are_terminated(empty_database_url: str, loop: Loop) -> None:
+    schema.upgrade(empty_database_url)
+    terminate = """
+        SELECT count(pg_terminate_backend(pid)) FROM (
+            SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+            ORDER BY random() LIMIT 1
+        ) AS victim
+    """
+    statuses: Counter[int] = Counter()
+
+    async def get_and_put(client: httpx.AsyncClient) -> None:
+        location = None
+        for _ in range(30):
+            if location is None:
+                answer = await client.post(f"/api/{uuid4()}/tasks", json={"title": "a"})
+                location = answer.headers.get("Location")
+            else:
+                answer = await client.get(location)
+                statuses[answer.status_code] += 1
+                answer = await client.put(location, json={"title": "b"})
+            statuses[answer.status_code] += 1
+
+    async def run_clients(base_url: str) -> None:
+        async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT / 2) as client:
+            await asyncio.gather(*(get_and_put(client) for _ in range(8)))
+
+    with (
+        in_thread(settings(empty_database_url, db_pool_timeout=TIMEOUT, log_level="critical"), loop) as url,
+        ThreadPoolExecutor() as pool,
+        closing(psycopg2.connect(empty_database_url)) as other,
+        other.cursor() as cursor,
+    ):
+        other.autocommit = True
+        clients = pool.submit(asyncio.run, run_clients(url))
+        while not clients.done():
+            cursor.execute(terminate)
+            time.sleep(0.01)
+        clients.result()
+    # A request whose retry is terminated too is a 503.
+    assert statuses.keys() <= {200, 201, 503}
+    assert statuses[200] > statuses[503]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
