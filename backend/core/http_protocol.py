@@ -6,14 +6,11 @@ when uvicorn does all this on a parser that is declared ready for production.
 """
 
 import socket
-from collections.abc import Awaitable
 from contextlib import suppress
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import httptools
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -112,13 +109,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
 
-def protect(app: ASGIApp) -> ASGIApp:
-    """Make uvicorn serve with `HttpProtocol`, whatever command started it: ASGI middleware."""
+def install() -> None:
+    """Have every uvicorn in this process serve with `HttpProtocol`, whatever command started it."""
 
-    def call(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        server = getattr(receive, "__self__", None)
-        if isinstance(server, LifespanOn) and server.config.http_protocol_class is HttpToolsProtocol:
-            server.config.http_protocol_class = HttpProtocol
-        return app(scope, receive, send)
+    def create(cls: type, **_: object) -> HttpProtocol:
+        return object.__new__(HttpProtocol)
 
-    return call
+    # uvicorn's workers choose the class before they import the application.
+    HttpToolsProtocol.__new__ = create  # type: ignore[method-assign, assignment]  # replaces object's
