@@ -47,7 +47,7 @@ def main() -> None:
                 1, f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
             )
         # A request may wait 10 s for its body, 5 s for the issuer's keys, and twice for a connection and a statement.
-        grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 1
+        grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 2
         config = uvicorn.Config(
             "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
         )

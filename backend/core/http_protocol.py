@@ -1,8 +1,9 @@
 """uvicorn's HTTP protocol on httptools, with what it lacks in safety.
 
-uvicorn 0.54 loses a body that follows an `Upgrade` header or takes it for a request (its issue 2722), takes trailers
-for headers, and limits neither a request's head nor silent connections nor clients that do not read. Remove this file
-when uvicorn does all this on a parser that is declared ready for production.
+uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
+the headers, answers for earlier requests what only concerns a later one, and limits neither a request's head nor silent
+connections nor clients that do not read. Remove this file when uvicorn does all this, or when zttp, its next parser, is
+declared ready for production and the limits in time are there.
 """
 
 import socket
@@ -63,9 +64,10 @@ class HttpProtocol(HttpToolsProtocol):
         return True  # has uvicorn leave the request alone until it is parsed again
 
     def on_headers_complete(self) -> None:
-        if self._head_bytes > MAX_HEAD_BYTES < len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers):
-            raise httptools.HttpParserError
-        if len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
+        size = self._head_bytes
+        if size > MAX_HEAD_BYTES:  # of all that was received with it
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError
         self._unset_keepalive_if_required()
         super().on_headers_complete()
@@ -112,8 +114,8 @@ class HttpProtocol(HttpToolsProtocol):
 def install() -> None:
     """Have every uvicorn in this process serve with `HttpProtocol`, whatever command started it."""
 
-    def create(cls: type, **_: object) -> HttpProtocol:
-        return object.__new__(HttpProtocol)
+    def create(cls: type, **_: object) -> object:
+        return object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)
 
     # uvicorn's workers choose the class before they import the application.
     HttpToolsProtocol.__new__ = create  # type: ignore[method-assign, assignment]  # replaces object's

@@ -19,9 +19,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend.tests.concurrency import until
-from backend.tests.serving import Service, as_process
+from backend.tests.serving import Service, as_process, in_thread, settings
 
 BIN = Path(sys.executable).parent
 PYTHON_M = (sys.executable, "-m", "backend")
@@ -187,6 +188,34 @@ def test_every_command_serves_with_the_limits(
         with closing(Raw(service.base_url)) as raw:
             raw.send(request("GET", task, "X: " + "x" * HEAD_LIMIT + "\r\n"))
             assert raw.response().status_code == 431
+
+
+class Unlimited(HttpToolsProtocol):
+    """uvicorn's own class, which loses a body under an `Upgrade` header."""
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
+@pytest.mark.parametrize("how", ["one segment", "head and body"])
+def test_a_body_that_a_server_loses_is_not_taken_for_no_body(
+    database_url: str, client: httpx.Client, tasks: str, chunked: bool, how: str
+) -> None:
+    task = new_task(client, tasks)
+    data = request("PATCH", f"{task}/complete", UPGRADE, b'{"completed": false}', chunked=chunked)
+    with in_thread(settings(database_url), http=Unlimited) as url, closing(Raw(url)) as raw:
+        assert raw.send(*segments(data, how)).response().status_code == 400
+    assert client.get(task).json()["completed"] is False
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "0" * 5000, "0" * 5000 + "2"])
+def test_a_content_length_of_thousands_of_digits_is_refused(
+    base_url: str, client: httpx.Client, tasks: str, length: str
+) -> None:
+    task = new_task(client, tasks)
+    for method, path in (("POST", tasks), ("PUT", task), ("PATCH", f"{task}/complete")):
+        with closing(Raw(base_url)) as raw:
+            raw.send(f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n{{}}".encode())
+            assert raw.response().status_code in (400, 413)
+    assert client.get(task).json()["completed"] is False
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
