@@ -46,8 +46,8 @@ def main() -> None:
             os.write(
                 1, f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
             )
-        # A request in flight may wait for a connection and then for the database.
-        grace = math.ceil(2 * settings.db_pool_timeout) + 1
+        # A request may wait 10 s for its body, 5 s for the issuer's keys, and twice for a connection and a statement.
+        grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 2
         config = uvicorn.Config(
             "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
         )

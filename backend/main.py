@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from backend.api import docs, health, tasks
 from backend.api.responses import AUTH_RESPONSES
-from backend.core import embedded, errors, schema
+from backend.core import embedded, errors, http_protocol, schema
 from backend.core.config import Settings, load_settings
 from backend.core.cors import CORSMiddleware
 from backend.core.pool import Pool
@@ -37,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     if settings.database_url is None:
         embedded.binaries()
+    http_protocol.install()
 
     configure_logging(settings)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import uvicorn
@@ -33,7 +33,7 @@ def settings(database_url: str, **others: object) -> Settings:
 
 
 @contextmanager
-def in_thread(app: Settings | FastAPI, loop: Loop = "auto") -> Iterator[str]:
+def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto") -> Iterator[str]:
     """Serve in a thread of this process; the base URL. Requests in flight at the end are awaited."""
     if isinstance(app, Settings):
         app = create_app(app)
@@ -41,7 +41,7 @@ def in_thread(app: Settings | FastAPI, loop: Loop = "auto") -> Iterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(2048)
-        config = uvicorn.Config(app, loop=loop, lifespan="on", log_config=None, timeout_graceful_shutdown=10)
+        config = uvicorn.Config(app, http=http, loop=loop, lifespan="on", log_config=None, timeout_graceful_shutdown=10)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

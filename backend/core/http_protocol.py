@@ -1,0 +1,121 @@
+"""uvicorn's HTTP protocol on httptools, with what it lacks in safety.
+
+uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
+the headers, answers for earlier requests what only concerns a later one, and limits neither a request's head nor silent
+connections nor clients that do not read. Remove this file when uvicorn does all this, or when zttp, its next parser, is
+declared ready for production and the limits in time are there.
+"""
+
+import socket
+from contextlib import suppress
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_PIPELINED = 100
+HEAD_SECONDS = 10
+SEND_SECONDS = 30
+DRAIN_SECONDS = 0.2
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Ignores `Upgrade`; refuses in plain text: a head with 400, 408 or 431, a connection too many with 503."""
+
+    _head_bytes = 0
+    _draining = False
+    _running: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        client, descriptors = transport.get_extra_info("socket"), getrlimit(RLIMIT_NOFILE)[0]
+        with suppress(AttributeError, OSError):  # macOS and UNIX sockets do not have it
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
+        if client.fileno() >= descriptors - min(64, descriptors // 4):
+            self.logger.error("%d file descriptors are in use, a connection is refused", client.fileno())
+            self._refuse(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._running is not None:
+            self._running.disconnected = True  # uvicorn marks the newest request of a pipeline only
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Parse the request again as if there were no Upgrade (RFC 9110, section 7.8).
+            headers = [b"%s: %s\r\n" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
+            line = f"{self.scope['method']} {self.url.decode('latin-1')} HTTP/{self.scope['http_version']}\r\n"
+            self.parser = httptools.HttpRequestParser(self)
+            self.data_received(b"".join([line.encode("latin-1"), *headers, b"\r\n", data[upgrade.args[0] :]]))
+        except httptools.HttpParserError:
+            self._refuse(431 if self._head_bytes > MAX_HEAD_BYTES else 400)
+        if self.scope is None or "method" in self.scope:
+            self._head_bytes = 0
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431)
+
+    def _should_upgrade(self) -> bool:
+        return True  # has uvicorn leave the request alone until it is parsed again
+
+    def on_headers_complete(self) -> None:
+        size = self._head_bytes
+        if size > MAX_HEAD_BYTES:  # of all that was received with it
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError
+        self._unset_keepalive_if_required()
+        super().on_headers_complete()
+        self.headers = []  # for trailers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self.flow.write_paused:
+            self.pipeline.append((cycle, app))  # one response at a time in memory
+        else:
+            self._running = cycle
+            if self._draining and not self.pipeline:
+                cycle.keep_alive = False
+            super()._start_asgi_task(cycle, app)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.pipeline and self._running is not None and self._running.response_complete:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._head_bytes:
+            self._refuse(408)
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        self._draining = True
+        idle = self.cycle is None or self.cycle.response_complete
+        self.loop.call_later(DRAIN_SECONDS if idle else 0, super().shutdown)  # a request may be on its way
+
+    def _refuse(self, status: int) -> None:
+        cycle = self.cycle
+        if self.transport.is_closing():
+            return
+        if cycle is None or cycle.response_complete or (cycle is self._running and cycle.more_body):
+            reason, headers = STATUS_LINE[status][13:], [b"%s: %s\r\n" % h for h in self.server_state.default_headers]
+            close = b"content-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(reason)
+            self.transport.write(b"".join([STATUS_LINE[status], *headers, close, reason]))
+            self.transport.close()
+        else:  # the client would take the refusal for the response to an earlier request
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+
+
+def install() -> None:
+    """Have every uvicorn in this process serve with `HttpProtocol`, whatever command started it."""
+
+    def create(cls: type, **_: object) -> object:
+        return object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)
+
+    # uvicorn's workers choose the class before they import the application.
+    HttpToolsProtocol.__new__ = create  # type: ignore[method-assign, assignment]  # replaces object's

@@ -1,0 +1,538 @@
+"""What reaches the server before it is a request: upgrades, heads, silent and greedy clients, a stop under load."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backend.tests.concurrency import until
+from backend.tests.serving import Service, as_process, in_thread, settings
+
+BIN = Path(sys.executable).parent
+PYTHON_M = (sys.executable, "-m", "backend")
+UVICORN = (str(BIN / "uvicorn"), "backend.main:app", "--port", "{port}")
+COMMANDS = {
+    "python -m backend": PYTHON_M,
+    "uvicorn": UVICORN,
+    "uvicorn --workers 2": (*UVICORN, "--workers", "2"),
+    "fastapi dev": (str(BIN / "fastapi"), "dev", "--port", "{port}"),
+}
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+HEAD_LIMIT = 64 * 1024
+
+
+class Raw:
+    """A connection on which bytes are sent as given."""
+
+    def __init__(self, base_url: str, receive_buffer: int | None = None) -> None:
+        address = urlsplit(base_url)
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(45)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.socket.connect((address.hostname, address.port))
+        except OSError:
+            self.socket.close()
+            raise
+
+    def send(self, *segments: bytes) -> Self:
+        """Send each part in a segment of its own."""
+        for segment in segments:
+            self.socket.sendall(segment)
+            if len(segments) > 1:
+                time.sleep(0.01)  # nothing tells when the server has read a segment
+        return self
+
+    def response(self, method: str = "GET") -> httpx.Response:
+        answer = HTTPResponse(self.socket, method=method)
+        answer.begin()
+        with closing(answer):
+            return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+    def rest(self) -> bytes:
+        """All that is sent until the server closes the connection."""
+        received = b""
+        with suppress(ConnectionError):
+            while data := self.socket.recv(65536):
+                received += data
+        return received
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def request(method: str, path: str, headers: str = "", body: bytes = b"", *, chunked: bool = False) -> bytes:
+    """The bytes of a request with a JSON body."""
+    framing = ""
+    if chunked:
+        framing = "Transfer-Encoding: chunked\r\n"
+        middle = len(body) // 2
+        parts = [part for part in (body[:middle], body[middle:]) if part]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    elif body:
+        framing = f"Content-Length: {len(body)}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n{headers}{framing}\r\n"
+    return head.encode() + body
+
+
+def segments(data: bytes, how: str) -> list[bytes]:
+    head, separator, body = data.partition(b"\r\n\r\n")
+    if how == "one segment":
+        return [data]
+    if how == "head and body":
+        return [head + separator, body]
+    return [data[i : i + 40] for i in range(0, len(data), 40)]
+
+
+def new_task(client: httpx.Client, tasks: str) -> str:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    assert created.status_code == 201
+    location: str = created.headers["Location"]
+    return location
+
+
+def memory(service: Service) -> int:
+    """The resident memory of the service in bytes."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path) -> Iterator[Service]:
+    with as_process(tmp_path, env={"DATABASE_URL": database_url, "LOG_LEVEL": "info"}) as service:
+        yield service
+
+
+# Upgrade
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0, h2c"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
+@pytest.mark.parametrize("how", ["one segment", "head and body", "many segments"])
+def test_a_body_under_an_upgrade_header_is_a_body(
+    base_url: str, client: httpx.Client, tasks: str, upgrade: str, chunked: bool, how: str
+) -> None:
+    task = new_task(client, tasks)
+    headers = UPGRADE.replace("h2c", upgrade)
+    hidden = request("DELETE", task)
+    with closing(Raw(base_url)) as raw:
+        for method, path, body, status in (
+            ("PATCH", f"{task}/complete", b'{"completed": false}', 200),
+            ("PUT", task, b'{"title": "Buy oat milk"}', 200),
+            ("POST", tasks, b'{"title": "Buy tea"}', 201),
+            ("PUT", task, hidden, 400),
+            ("GET", task, hidden, 200),
+            ("GET", "/health/live", hidden, 200),
+            ("GET", "/nowhere", hidden, 404),
+        ):
+            data = request(method, path, headers, body, chunked=chunked)
+            answer = raw.send(*segments(data, how)).response()
+            assert (method, path, answer.status_code) == (method, path, status)
+        # The connection is still in step.
+        assert raw.send(request("GET", task)).response().json()["title"] == "Buy oat milk"
+    assert client.get(task).json()["completed"] is False
+    assert [each["title"] for each in client.get(tasks).json()] == ["Buy tea", "Buy oat milk"]
+
+
+def test_pipelined_requests_with_upgrade_headers_are_answered_in_order(
+    base_url: str, client: httpx.Client, tasks: str
+) -> None:
+    bodies = [b'{"title": "%d"}' % i for i in range(20)]
+    sent = b"".join(
+        request("POST", tasks, UPGRADE if i % 2 else "", body, chunked=i % 3 == 0) for i, body in enumerate(bodies)
+    )
+    with closing(Raw(base_url)) as raw:
+        raw.send(sent)
+        with raw.socket.makefile("rb") as stream:
+            titles = []
+            for _ in bodies:
+                length = 0
+                assert stream.readline().startswith(b"HTTP/1.1 201 ")
+                while (line := stream.readline().strip()) != b"":
+                    if line.startswith(b"content-length: "):
+                        length = int(line.partition(b": ")[2])
+                titles += re.findall(rb'"title":"(\d+)"', stream.read(length))
+    assert titles == [b"%d" % i for i in range(20)]
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_serves_with_the_limits(
+    database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...]
+) -> None:
+    with (
+        as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service,
+        httpx.Client(base_url=service.base_url) as client,
+    ):
+        task = new_task(client, tasks)
+        with closing(Raw(service.base_url)) as raw:
+            data = request("PATCH", f"{task}/complete", UPGRADE, b'{"completed": false}')
+            assert raw.send(*segments(data, "head and body")).response().json()["completed"] is False
+        with closing(Raw(service.base_url)) as raw:
+            raw.send(request("GET", task, "X: " + "x" * HEAD_LIMIT + "\r\n"))
+            assert raw.response().status_code == 431
+
+
+class Unlimited(HttpToolsProtocol):
+    """uvicorn's own class, which loses a body under an `Upgrade` header."""
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
+@pytest.mark.parametrize("how", ["one segment", "head and body"])
+def test_a_body_that_a_server_loses_is_not_taken_for_no_body(
+    database_url: str, client: httpx.Client, tasks: str, chunked: bool, how: str
+) -> None:
+    task = new_task(client, tasks)
+    data = request("PATCH", f"{task}/complete", UPGRADE, b'{"completed": false}', chunked=chunked)
+    with in_thread(settings(database_url), http=Unlimited) as url, closing(Raw(url)) as raw:
+        assert raw.send(*segments(data, how)).response().status_code == 400
+    assert client.get(task).json()["completed"] is False
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "0" * 5000, "0" * 5000 + "2"])
+def test_a_content_length_of_thousands_of_digits_is_refused(
+    base_url: str, client: httpx.Client, tasks: str, length: str
+) -> None:
+    task = new_task(client, tasks)
+    for method, path in (("POST", tasks), ("PUT", task), ("PATCH", f"{task}/complete")):
+        with closing(Raw(base_url)) as raw:
+            raw.send(f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n{{}}".encode())
+            assert raw.response().status_code in (400, 413)
+    assert client.get(task).json()["completed"] is False
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_that_offers_http2_is_served(base_url: str, client: httpx.Client, tasks: str) -> None:
+    task = new_task(client, tasks)
+    for body, completed in (('{"completed": false}', False), ('{"completed": true}', True)):
+        command = ["curl", "--silent", "--http2", "-X", "PATCH", f"{base_url}{task}/complete", "--data", body]
+        run = subprocess.run(
+            [*command, "-H", "Content-Type: application/json"], capture_output=True, check=True, timeout=30
+        )
+        assert httpx.Response(200, content=run.stdout).json()["completed"] is completed
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+class Client {
+    public static void main(String[] args) throws Exception {
+        HttpClient client = HttpClient.newHttpClient();
+        for (int i = 1; i + 2 < args.length; i += 3) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(args[0] + args[i + 1]))
+                .header("Content-Type", "application/json")
+                .method(args[i], HttpRequest.BodyPublishers.ofString(args[i + 2])).build();
+            HttpResponse<String> response = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(response.statusCode() + " " + response.body());
+        }
+    }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="Java is not installed")
+def test_javas_http_client_is_served(base_url: str, client: httpx.Client, tasks: str, tmp_path: Path) -> None:
+    task = new_task(client, tasks)
+    (tmp_path / "Client.java").write_text(JAVA)
+    requests = [
+        ("PATCH", f"{task}/complete", '{"completed": false}'),
+        ("PUT", task, '{"title": "Buy oat milk"}'),
+        ("POST", tasks, '{"title": "Buy tea"}'),
+        ("GET", task, ""),
+        ("DELETE", task, ""),
+    ]
+    arguments = [argument for sent in requests for argument in sent]
+    run = subprocess.run(
+        ["java", tmp_path / "Client.java", base_url, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    lines = run.stdout.splitlines()
+    assert [line[:3] for line in lines] == ["200", "200", "201", "200", "204"]
+    assert '"completed":false' in lines[0]
+    assert '"title":"Buy oat milk"' in lines[1]
+    assert '"title":"Buy tea"' in lines[2]
+    assert lines[3] == lines[1]
+    assert [each["title"] for each in client.get(tasks).json()] == ["Buy tea"]
+
+
+@pytest.mark.parametrize("target", ["example.com:443", "/health/live"])
+def test_connect_is_refused(base_url: str, target: str) -> None:
+    with closing(Raw(base_url)) as raw:
+        raw.send(f"CONNECT {target} HTTP/1.1\r\nHost: test\r\n{UPGRADE}\r\n".encode(), b"hello")
+        assert raw.response().status_code == 400
+        assert raw.rest() == b""
+
+
+# Heads
+
+
+@pytest.mark.parametrize("how", ["one segment", "many segments"])
+def test_a_head_larger_than_64_kib_is_refused(base_url: str, how: str) -> None:
+    whole = request("GET", "/health/live", "Cookie: " + "x" * HEAD_LIMIT + "\r\n")
+    for data in (whole, whole[:-4], b"GET /" + b"x" * HEAD_LIMIT, request("GET", "/", "a:\r\n" * (HEAD_LIMIT // 4))):
+        with closing(Raw(base_url)) as raw:
+            with suppress(ConnectionError):
+                raw.send(*([data] if how == "one segment" else [data[i : i + 8192] for i in range(0, len(data), 8192)]))
+            answer = raw.response()
+            assert answer.status_code == 431
+            assert answer.headers["Content-Type"] == "text/plain"
+            assert answer.headers["Connection"] == "close"
+            assert answer.text.strip() == "Request Header Fields Too Large"
+            assert raw.rest() == b""
+
+
+def test_a_head_with_large_cookies_is_served(base_url: str, tasks: str) -> None:
+    for size in (8 * 1024, 60 * 1024):
+        for upgrade in ("", UPGRADE if size < HEAD_LIMIT // 2 else ""):
+            data = request("POST", tasks, f"{upgrade}Cookie: {'x' * size}\r\n", b'{"title": "a"}')
+            with closing(Raw(base_url)) as raw:
+                assert raw.send(data).response().status_code == 201
+                for i in range(0, len(data), 8192):
+                    raw.send(data[i : i + 8192])
+                assert raw.response().status_code == 201
+
+
+def test_requests_sent_together_are_served_even_if_they_are_larger_than_a_head(
+    base_url: str, client: httpx.Client, tasks: str
+) -> None:
+    body = b'{"title": "a", "description": "%s"}' % (b"x" * 2000)
+    with closing(Raw(base_url)) as raw:
+        raw.send(request("POST", tasks, "", body) * 80)
+        until(lambda: len(client.get(tasks, params={"limit": 100}).json()) == 80)
+
+
+def test_a_head_that_is_not_complete_in_time_is_refused_and_silent_connections_are_closed(base_url: str) -> None:
+    started = time.monotonic()
+    beginnings = [b"", b"\r\n", b"GET", b"GET / HTTP/1.1\r\nHost: test\r\nX: "]
+    answered = request("GET", "/health/live")
+    early = b"POST /nowhere HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n"
+    with ExitStack() as stack:
+        raws = [stack.enter_context(closing(Raw(base_url))) for _ in range(7)]
+        for raw, beginning in zip(raws, [*beginnings, answered, answered, early], strict=True):
+            raw.send(beginning)
+        assert [raws[4].response().status_code, raws[5].response().status_code] == [200, 200]
+        assert raws[6].response().status_code == 404
+        raws[5].send(b"GET")
+        ended = threading.Event()
+
+        def trickle() -> None:
+            while not ended.wait(0.5):
+                for raw, part in ((raws[1], b"\r\n"), (raws[3], b"x"), (raws[6], b"x")):
+                    with suppress(ConnectionError):
+                        raw.send(part)
+
+        with ThreadPoolExecutor() as pool:
+            dripping = pool.submit(trickle)
+            rests = list(pool.map(Raw.rest, raws))
+            ended.set()
+            dripping.result()
+    assert time.monotonic() - started < 20
+    timed_out = b"HTTP/1.1 408 Request Timeout\r\n"
+    assert [rest[: len(timed_out)] for rest in rests] == [b"", b"", timed_out, timed_out, b"", timed_out, b""]
+
+
+def test_300_silent_connections_are_closed(service: Service) -> None:
+    with ExitStack() as stack:
+        raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(300)]
+        assert [raw.rest() for raw in raws] == [b""] * 300
+    assert httpx.get(f"{service.base_url}/health").status_code == 200
+
+
+def test_endless_heads_neither_slow_others_down_nor_fill_the_memory(service: Service) -> None:
+    before = memory(service)
+    ended = threading.Event()
+
+    def send_endlessly() -> None:
+        while not ended.is_set():
+            with closing(Raw(service.base_url)) as raw, suppress(ConnectionError):
+                raw.send(b"GET / HTTP/1.1\r\nX: ")
+                for _ in range(1000):
+                    raw.socket.sendall(b"x" * 65536)
+
+    with ThreadPoolExecutor() as pool, httpx.Client(base_url=service.base_url) as client:
+        endless = [pool.submit(send_endlessly) for _ in range(4)]
+        slowest, largest = 0.0, 0
+        for _ in range(50):
+            slowest = max(slowest, client.get("/health/live").elapsed.total_seconds())
+            largest = max(largest, memory(service) - before)
+        ended.set()
+        for sending in endless:
+            sending.result()
+    print(f"\nslowest {slowest:.3f} s, {largest / 1e6:.1f} MB more")
+    assert slowest < 0.5
+    assert largest < 40e6
+
+
+def test_trailers_are_not_headers(base_url: str, client: httpx.Client, tasks: str) -> None:
+    task = new_task(client, tasks)
+    body = b'10\r\n{"title": "new"}\r\n0\r\n'
+    head = f"PUT {task} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for trailer in (b'If-Match: "1"\r\n', b"X-Request-ID: trailer\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"):
+        with closing(Raw(base_url)) as raw:
+            raw.send(head.encode() + body + trailer + b"\r\n" + request("GET", task))
+            answer = raw.response()
+            assert (answer.status_code, answer.json()["title"]) == (200, "new")
+            assert answer.headers["X-Request-ID"] != "trailer"
+
+
+# Pipelines
+
+
+def test_what_is_refused_after_a_request_does_not_answer_the_request(
+    base_url: str, client: httpx.Client, tasks: str
+) -> None:
+    for garbage in (
+        b"garbage\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * HEAD_LIMIT * 4,
+        b"\0",
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+    ):
+        with closing(Raw(base_url)) as raw, suppress(ConnectionError):
+            raw.send(request("POST", tasks, "", b'{"title": "a"}') + garbage)
+            answer = raw.rest()
+        assert answer.startswith(b"HTTP/1.1 201 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert len(client.get(tasks).json()) == 4
+
+
+def test_a_pipeline_has_a_limit(base_url: str, client: httpx.Client, tasks: str) -> None:
+    task = new_task(client, tasks)
+    with closing(Raw(base_url)) as raw:
+        with suppress(ConnectionError):
+            raw.send(request("GET", task) * 1000)
+        answers = raw.rest().count(b"HTTP/1.1 200 ")
+    assert 90 < answers < 1000
+
+
+def test_clients_that_leave_during_a_pipeline_leave_no_traceback(service: Service, tasks: str) -> None:
+    with httpx.Client(base_url=service.base_url) as client:
+        task = new_task(client, tasks)
+        for method in ("GET", "POST"):
+            for _ in range(10):
+                data = request(method, task if method == "GET" else tasks, "", b'{"title": "a"}')
+                with closing(Raw(service.base_url)) as raw:
+                    raw.send(data * 10)
+                    # Close with a reset.
+                    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert client.get(task).status_code == 200
+        service.stop(signal.SIGTERM)
+    assert "Traceback" not in service.log
+    assert " 500 " not in service.log
+
+
+def test_clients_that_do_not_read_are_cut_off_and_cost_little_memory(service: Service, tasks: str) -> None:
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+
+    with httpx.Client(base_url=service.base_url) as client, ExitStack() as stack:
+        large = {"title": "x" * 255, "description": "\N{PILE OF POO}" * 2000}
+        for _ in range(100):
+            assert client.post(tasks, json=large).status_code == 201
+        assert len(client.get(tasks, params={"limit": 100}).content) > 800_000
+        memory_before, descriptors_before = memory(service), descriptors()
+        largest = 0
+
+        def is_over() -> bool:
+            nonlocal largest
+            assert client.get(tasks, params={"limit": 1}).status_code == 200
+            largest = max(largest, memory(service) - memory_before)
+            return descriptors() < descriptors_before + 25  # the pool may have grown
+
+        started = time.monotonic()
+        raws = [stack.enter_context(closing(Raw(service.base_url, 4096))) for _ in range(50)]
+        for raw in raws:
+            raw.send(request("GET", f"{tasks}?limit=100") * 30)
+        until(lambda: descriptors() >= descriptors_before + 50)
+        until(is_over, 60)
+        print(f"\n{largest / 1e6:.0f} MB more, all cut off after {time.monotonic() - started:.0f} s")
+        assert largest < 100e6
+
+
+def test_running_out_of_file_descriptors_is_logged_and_passes(database_url: str, tmp_path: Path) -> None:
+    limited = ("sh", "-c", f"ulimit -n 100; exec {sys.executable} -m backend")
+    with as_process(tmp_path, *limited, env={"DATABASE_URL": database_url}) as service, ExitStack() as stack:
+        raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(200)]
+        until(lambda: "file descriptors" in service.log)
+        refused = [raw for raw in raws if raw.rest().startswith(b"HTTP/1.1 503 ")]
+        assert len(refused) > 100
+        assert httpx.get(f"{service.base_url}/health").status_code == 200
+        assert "Traceback" not in service.log
+
+
+# Stop
+
+
+def test_a_request_that_takes_as_long_as_it_may_is_answered_during_a_stop(database_url: str, tmp_path: Path) -> None:
+    env = {"DATABASE_URL": database_url, "DB_POOL_TIMEOUT": "0.5"}
+    with as_process(tmp_path, env=env) as service:
+        tasks = f"/api/{uuid4()}/tasks"
+        data = request("POST", tasks, "", b'{"title": "a"}')
+        with closing(Raw(service.base_url)) as raw:
+            raw.send(data[:-1])
+            httpx.get(f"{service.base_url}/health/live")
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: "Shutting down" in service.log)
+            time.sleep(5)  # a body may take ten seconds
+            answer = raw.send(data[-1:]).response()
+            assert answer.status_code == 201
+            assert answer.headers["Connection"] == "close"
+        assert service.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("command", [PYTHON_M, COMMANDS["uvicorn --workers 2"]], ids=["python -m backend", "uvicorn"])
+def test_a_stop_under_load_answers_every_request(
+    database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...]
+) -> None:
+    counts = {"answered": 0, "never accepted": 0, "unanswered": 0}
+
+    def create(base_url: str) -> None:
+        data = request("POST", tasks, "", b'{"title": "a"}')
+        with suppress(ConnectionRefusedError):
+            while True:
+                with closing(Raw(base_url)) as raw:
+                    for i in range(1000):
+                        try:
+                            answer = raw.send(data).response()
+                        except OSError:
+                            counts["unanswered" if i else "never accepted"] += 1
+                            break
+                        assert answer.status_code == 201
+                        counts["answered"] += 1
+                        if answer.headers.get("Connection") == "close":
+                            break
+
+    with as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service, ThreadPoolExecutor(16) as pool:
+        until(lambda: service.log.count("Application startup complete") == (2 if "--workers" in command else 1))
+        clients = [pool.submit(create, service.base_url) for _ in range(16)]
+        until(lambda: counts["answered"] > 500)
+        service.process.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.result()
+        assert service.process.wait(30) == 0
+        print(f"\n{counts}")
+        assert "Traceback" not in service.log
+    assert counts["unanswered"] == 0
+    with as_process(tmp_path, env={"DATABASE_URL": database_url}) as service:
+        total = httpx.get(f"{service.base_url}{tasks}", params={"total": "true", "limit": 1}).headers["X-Total-Count"]
+        assert int(total) == counts["answered"]
