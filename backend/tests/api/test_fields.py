@@ -85,4 +85,4 @@ def test_a_body_that_is_no_object_is_refused(write: Write, body: bytes) -> None:
 def test_all_refused_fields_are_named_at_once(write: Write) -> None:
     refused = write({"title": "", "description": 5, "completed": "no"})
     assert_error(refused, 422)
-    assert [error["loc"][-1] for error in refused.json()["detail"]] == ["title", "description", "completed"]
+    assert [error["loc"][-1] for error in refused.json()["errors"]] == ["title", "description", "completed"]
