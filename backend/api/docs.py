@@ -35,7 +35,7 @@ Personal to-do lists: create, list, search, change, complete and delete the task
 """
 TAGS = [
     {"name": "tasks", "description": "The tasks of one user. Other users' tasks look like tasks that do not exist."},
-    {"name": "health", "description": "For platforms' probes. `/health` queries the database, `/health/live` does not."},
+    {"name": "health", "description": "For probes: `/health` queries the database, `/health/live` does not."},
 ]
 
 router = APIRouter(include_in_schema=False)

@@ -23,7 +23,7 @@ METHODS = {
     TASKS: {"GET", "HEAD", "POST"},
     TASK: {"GET", "HEAD", "PUT", "DELETE"},
     COMPLETE: {"PATCH"},
-    **dict.fromkeys(["/", "/health", "/health/live", "/openapi.json", "/docs", "/redoc"], {"GET", "HEAD"}),
+    **{page: {"GET", "HEAD"} for page in ["/", "/health", "/health/live", "/openapi.json", "/docs", "/redoc"]},
 }
 with_a_body = pytest.mark.parametrize(("method", "path"), [("POST", TASKS), ("PUT", TASK), ("PATCH", COMPLETE)])
 
@@ -227,7 +227,9 @@ def broken(empty_database_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_missing_schema_is_503_and_names_the_command_that_creates_it(broken: httpx.Client, empty_database_url: str) -> None:
+def test_a_missing_schema_is_503_and_names_the_command_that_creates_it(
+    broken: httpx.Client, empty_database_url: str
+) -> None:
     for method, path, body in EVERY_OPERATION:
         response = broken.request(method, path, json=body)
         assert_error(response, 503)

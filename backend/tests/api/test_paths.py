@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -90,9 +89,7 @@ def test_head_is_get_without_the_body(client: httpx.Client, page: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?limit=1", "?limit=1&offset=1&total=true", "?limit=0"])
-def test_head_of_a_list_has_the_headers_of_its_pages(
-    client: httpx.Client, tasks: str, task: str, query: str
-) -> None:
+def test_head_of_a_list_has_the_headers_of_its_pages(client: httpx.Client, tasks: str, task: str, query: str) -> None:
     with_body, head = client.get(tasks + query), client.head(tasks + query)
     assert (head.status_code, headers(head)) == (with_body.status_code, headers(with_body))
     assert head.content == b""
