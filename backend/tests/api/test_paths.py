@@ -1,7 +1,7 @@
 """Paths: a slash at the end changes nothing, HEAD answers wherever GET does, and URLs in headers are canonical."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import httpx
@@ -69,7 +69,9 @@ def test_a_second_slash_is_another_path(client: httpx.Client, path: str) -> None
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("case", [str.lower, str.upper])
-def test_locations_and_links_spell_ids_canonically(client: httpx.Client, user: str, spelling: str, case: str) -> None:
+def test_locations_and_links_spell_ids_canonically(
+    client: httpx.Client, user: str, spelling: str, case: Callable[[str], str]
+) -> None:
     path = f"/api/{spelling.format(case(user))}/tasks"
     created = client.post(path, json={"title": "Buy milk"})
     assert created.headers["Location"] == f"/api/{user}/tasks/{created.json()['id']}"
