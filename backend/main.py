@@ -71,6 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1.0.0",
         description=docs.DESCRIPTION,
         openapi_tags=docs.TAGS,
+        # By path: routes are declared in the order that finds them fastest.
+        swagger_ui_parameters={"operationsSorter": "alpha"},
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
         redoc_url=None,

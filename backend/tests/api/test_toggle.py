@@ -30,7 +30,12 @@ def test_no_body_or_an_empty_object_toggles(client: httpx.Client, task: str, bod
 
 def test_an_empty_body_toggles(client: httpx.Client, task: str) -> None:
     assert client.patch(f"{task}/complete", headers={"Content-Type": "application/json"}).json()["completed"] is True
-    assert client.patch(f"{task}/complete", content=iter([b""])).json()["completed"] is False
+    assert client.patch(f"{task}/complete", headers={"Content-Length": "0"}).json()["completed"] is False
+
+
+def test_an_announced_body_that_does_not_arrive_is_refused_and_toggles_nothing(client: httpx.Client, task: str) -> None:
+    assert_error(client.patch(f"{task}/complete", content=iter([b""])), 400)
+    assert client.get(task).json()["completed"] is False
 
 
 @pytest.mark.parametrize("completed", [True, False])
