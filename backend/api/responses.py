@@ -34,9 +34,9 @@ def _header(description: str, schema: str = "string") -> dict[str, object]:
     return {"description": description, "schema": {"type": schema}}
 
 
-def _error(description: str, detail: str, **headers: dict[str, object]) -> dict[str, Any]:
+def _error(detail: str, **headers: dict[str, object]) -> dict[str, Any]:
     content = {"application/json": {"example": {"detail": detail}}}
-    return {"model": ErrorResponse, "description": description, "headers": headers, "content": content}
+    return {"model": ErrorResponse, "description": detail, "headers": headers, "content": content}
 
 
 def _invalid(kind: str, place: str, name: str, message: str) -> dict[str, Any]:
@@ -54,33 +54,21 @@ PAGE = {
     "Link": _header("RFC 8288: the `next` page if there is one; with `offset` also `first` and `prev`."),
     "X-Total-Count": _header("Number of all matching tasks, if `total` is `true`.", "integer"),
 }
+RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", "integer")}
 
 ALWAYS: Responses = {
     422: _invalid("uuid_parsing", "path", "user_id", "Input should be a valid UUID"),
-    503: _error(
-        "The database is unavailable; `detail` tells whether something may have been written.",
-        "The database cannot be reached; nothing was written.",
-        **{"Retry-After": _header("Seconds to wait.", "integer")},
-    ),
+    503: _error("The database cannot be reached; nothing was written.", **RETRY_AFTER),
 }
 WITH_BODY: Responses = {
-    400: _error("The body is not JSON.", "The body is not valid JSON."),
-    408: _error("The body did not arrive within ten seconds.", "The body did not arrive in time."),
-    413: _error("The body is larger than 64 KiB.", "The body is larger than 64 KiB."),
+    400: _error("The body is not valid JSON."),
+    408: _error("The body did not arrive in time."),
+    413: _error("The body is larger than 64 KiB."),
     422: _invalid("bool_type", "body", "completed", "Input should be a valid boolean"),
 }
-ONE_TASK: Responses = {404: _error("This user has no such task.", "There is no such task.")}
-CONDITIONAL: Responses = {
-    412: _error(
-        "`If-Match` does not contain the task's `ETag`; nothing was written.",
-        "The task has changed: its ETag is not the one in If-Match.",
-    )
-}
+ONE_TASK: Responses = {404: _error("There is no such task.")}
+CONDITIONAL: Responses = {412: _error("The task has changed: its ETag is not the one in If-Match.")}
 AUTH_RESPONSES: Responses = {
-    401: _error(
-        "The token is missing or not valid.",
-        "A bearer token is needed.",
-        **{"WWW-Authenticate": _header("The challenge of RFC 6750.")},
-    ),
-    403: _error("The token belongs to another user.", "The token belongs to another user."),
+    401: _error("A bearer token is needed.", **{"WWW-Authenticate": _header("The challenge of RFC 6750.")}),
+    403: _error("The token belongs to another user."),
 }

@@ -35,24 +35,9 @@ UserId = Annotated[
     ),
 ]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
-IfMatch = Annotated[
-    Omittable[str],
-    Header(
-        alias="If-Match",
-        description="The `ETag` last seen: if the task has changed since, the request fails with 412.",
-    ),
-]
-IfNoneMatch = Annotated[
-    Omittable[str],
-    Header(alias="If-None-Match", description="An `ETag`: if the task still has it, 304 without a body."),
-]
-IdempotencyKey = Annotated[
-    Omittable[Key],
-    Header(
-        alias="Idempotency-Key",
-        description="A unique key per creation: repeating it returns the original task, and with another body 422.",
-    ),
-]
+IfMatch = Annotated[Omittable[str], Header(alias="If-Match", description="The `ETag` last seen; 412 if changed since.")]
+IfNoneMatch = Annotated[Omittable[str], Header(alias="If-None-Match", description="304 if it is still the `ETag`.")]
+IdempotencyKey = Annotated[Omittable[Key], Header(alias="Idempotency-Key", description="Unique per task created.")]
 # `{}` toggles too: some clients always send an object.
 Toggle = Annotated[
     TaskToggle | None,

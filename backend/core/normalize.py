@@ -10,15 +10,14 @@ class NormalizeMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path: str = scope["path"]
-            # A redirect would name a scheme and a host that a service behind a proxy does not know.
-            if path.endswith("/") and path != scope.get("root_path", "") + "/":
-                scope["path"] = path[:-1]
-            if scope["method"] == "HEAD":
-                # A copy, because the server looks at its own to omit the body.
-                get = {**scope, "method": "GET"}
-                await self._app(get, receive, send)
-                scope["route"] = get.get("route")
-                return
-        await self._app(scope, receive, send)
+        path: str = scope.get("path", "")
+        # A redirect would name a scheme and a host that a service behind a proxy does not know.
+        if path.endswith("/") and path != f"{scope.get('root_path', '')}/":
+            scope["path"] = path[:-1]
+        if scope.get("method") != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        # A copy: the server looks at the method of its own scope to omit the body.
+        get = {**scope, "method": "GET"}
+        await self._app(get, receive, send)
+        scope["route"] = get.get("route")

@@ -55,7 +55,7 @@ Title = Annotated[
 Description = Annotated[
     str, StringConstraints(max_length=2000), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
 ]
-SearchWords = Annotated[
+Search = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255),
     NoNul,
@@ -67,7 +67,7 @@ Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
 Limit = Annotated[int, Field(ge=1, le=100)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Completed = Annotated[bool, Field(strict=True)]
-QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
+Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 """RFC 3339 in UTC, always with six digits of a second; `TIMESTAMPTZ` reads PostgreSQL's values in this form."""
 

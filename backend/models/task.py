@@ -12,18 +12,7 @@ from sqlmodel import Field, SQLModel
 
 from backend.core.connection import Parameter
 from backend.core.db import Session, Statement
-from backend.core.types import (
-    Completed,
-    Cursor,
-    Description,
-    Limit,
-    Offset,
-    Omittable,
-    QueryFlag,
-    SearchWords,
-    Timestamp,
-    Title,
-)
+from backend.core.types import Completed, Cursor, Description, Flag, Limit, Offset, Omittable, Search, Timestamp, Title
 from backend.models.user import User
 
 MICROSECONDS_NOW = sa.text("(extract(epoch from now()) * 1000000)::bigint")
@@ -133,18 +122,18 @@ class TaskRead(SQLModel):
 class TaskQuery(SQLModel):
     """Which of a user's tasks, and which page of them."""
 
-    completed: Omittable[QueryFlag] = Field(None, description="Only tasks that are, or are not, completed.")
+    completed: Omittable[Flag] = Field(None, description="Only tasks that are, or are not, completed.")
     # No defaults in the document: Swagger UI would send them, although neither goes together with another parameter.
     status: Literal["all", "pending", "completed"] = Field(
         default_factory=lambda: "all", description="The same filter as `completed`, in words; not together with it."
     )
-    search: Omittable[SearchWords] = Field(
+    search: Omittable[Search] = Field(
         None, description="Only tasks whose title contains each of these words, at most ten, ignoring case."
     )
     limit: Limit = Field(50, description="The maximum number of tasks.")
     offset: Offset = Field(default_factory=int, description="The number of tasks to skip; 0 if absent.")
     cursor: Omittable[Cursor] = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
-    total: QueryFlag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
+    total: Flag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
 
 
 class TaskRow(NamedTuple):
