@@ -21,8 +21,8 @@ Personal to-do lists: create, list, search, change, complete and delete the task
 
     curl -i "$TASKS?status=pending&search=milk&limit=10"
 
-**Errors.** `detail` is one sentence to show to people; of a 503, it tells whether something may have been written. A 422
-lists each refused value in `errors`.
+**Errors.** `detail` is one sentence to show to people; in a 503, it tells whether something may have been written.
+A 422 also lists each refused value in `errors`.
 
     curl $TASKS -H "Content-Type: application/json" -d '{"title": ""}'
 
