@@ -1,4 +1,4 @@
-"""The pages for people: `/` leads to Swagger UI, and ReDoc comes without what its script would fetch from elsewhere."""
+"""The documentation pages: their texts, the redirect from `/`, and a ReDoc that loads nothing from other hosts."""
 
 from functools import cache
 from pathlib import Path
@@ -8,18 +8,49 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html
 from fastapi.responses import RedirectResponse
 
+DESCRIPTION = """\
+Personal to-do lists: create, list, search, change, complete and delete the tasks of a user.
+
+    TASKS=http://127.0.0.1:8000/api/3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11/tasks
+
+**Authentication.** If it is enabled, send a JWT of Better Auth. Its `sub` must be the `user_id` of the path.
+
+    curl $TASKS -H "Authorization: Bearer $TOKEN"
+
+**Paging.** The `Link` header contains the next page's URL, exactly when there is one.
+
+    curl -i "$TASKS?status=pending&search=milk&limit=10"
+
+**Errors.** `detail` is one sentence to show to people; in a 503, it tells whether something may have been written.
+A 422 also lists each refused value in `errors`.
+
+    curl $TASKS -H "Content-Type: application/json" -d '{"title": ""}'
+
+**Safe retries.** Send a unique `Idempotency-Key` for each new task: repeating the request returns the original task.
+
+    curl $TASKS -H "Idempotency-Key: 1" -H "Content-Type: application/json" -d '{"title": "Buy milk"}'
+
+**Safe edits.** Send the `ETag` you have seen as `If-Match`: if the task has changed since, the request fails with 412.
+
+    curl -X PUT $TASKS/$ID -H 'If-Match: "1"' -H "Content-Type: application/json" -d '{"title": "Buy oat milk"}'
+"""
+TAGS = [
+    {"name": "tasks", "description": "The tasks of one user. Other users' tasks look like tasks that do not exist."},
+    {"name": "health", "description": "For probes: `/health` queries the database, `/health/live` does not."},
+]
+
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
 async def index() -> Response:
-    """The way to the docs."""
+    """Redirect to Swagger UI."""
     return RedirectResponse("docs")
 
 
 @router.get("/redoc")
 async def redoc(request: Request) -> Response:
-    """ReDoc's page."""
+    """The ReDoc page."""
     root = request.scope.get("root_path", "")
     return get_redoc_html(
         openapi_url=f"{root}/openapi.json",
@@ -32,7 +63,7 @@ async def redoc(request: Request) -> Response:
 
 @router.get("/redoc.js")
 async def redoc_script() -> Response:
-    """ReDoc's script, without the logo of its makers, which is on their server."""
+    """ReDoc's script, without the logo it would load from its own site."""
     return Response(_script(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
 
 

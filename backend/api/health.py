@@ -1,4 +1,4 @@
-"""Whether the service works, for platforms and people."""
+"""Health checks for platforms and people."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Health(SQLModel):
-    """That all is well."""
+    """The service is healthy."""
 
     status: Literal["ok"] = "ok"
 
@@ -28,17 +28,15 @@ REVISION = Statement(
 )
 
 
-@router.head("", include_in_schema=False)
-@router.get("", responses={503: ALWAYS[503]})
+@router.get("", summary="Check readiness", responses={503: ALWAYS[503]})
 async def health(session: SessionDep) -> Health:
-    """Ready: the database answers and its schema is the one this version needs."""
+    """Ready: the database answers, and its schema is the one this version needs."""
     if await session.exec(REVISION, {}) != [HEAD]:
         raise unavailable(SCHEMA)
     return Health()
 
 
-@router.head("/live", include_in_schema=False)
-@router.get("/live")
+@router.get("/live", summary="Check liveness")
 async def live() -> Health:
-    """Alive: the process runs. Asks the database nothing, so that a probe does not keep a sleeping one awake."""
+    """Alive: the process runs. Does not query the database, so probes do not keep a sleeping one awake."""
     return Health()

@@ -1,18 +1,21 @@
-"""The `Link` header of a page (RFC 8288)."""
+"""URLs in headers: `Location`, and the `Link` of a page (RFC 8288)."""
 
 from urllib.parse import urlencode
+from uuid import UUID
 
 from fastapi import Request
 
 from backend.models.task import TaskQuery
 
 
-def links(request: Request, query: TaskQuery, next_cursor: str | None) -> str:
-    """The request's own query, moved on: by offset where it named one, by cursor otherwise; may be empty.
+def tasks_path(request: Request, user_id: UUID) -> str:
+    """The canonical path of the user's tasks: without scheme and host, which a service behind a proxy does not know."""
+    return f"{request.scope.get('root_path', '')}/api/{user_id}/tasks"
 
-    The targets are relative to the host, whose name a service behind a proxy does not know.
-    """
-    path = request.scope["raw_path"].decode()
+
+def links(request: Request, user_id: UUID, query: TaskQuery, next_cursor: str | None) -> str:
+    """The request's query for other pages: by offset if it has one, by cursor otherwise; empty if there are none."""
+    path = tasks_path(request, user_id)
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("offset", "cursor")]
     targets: list[tuple[str, str, str | int]] = []
     if "offset" in query.model_fields_set:

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of responses beyond the task itself: errors and headers."""
+"""OpenAPI's description of responses besides the task itself: errors and headers."""
 
 from typing import Any
 
@@ -6,23 +6,24 @@ from sqlmodel import SQLModel
 
 
 class ErrorResponse(SQLModel):
-    """Why a request was not carried out."""
+    """Why a request was refused or failed, in one sentence for people."""
 
     detail: str
 
 
 class InvalidValue(SQLModel):
-    """One value that was refused, where it stood, and why."""
+    """A refused value: what kind of error, where, and why."""
 
     type: str
     loc: list[str | int]
     msg: str
 
 
-class Invalid(SQLModel):
-    """The values that were refused."""
+class ValidationErrorResponse(SQLModel):
+    """Which values were refused: in one sentence for people, and one by one for programs."""
 
-    detail: list[InvalidValue]
+    detail: str
+    errors: list[InvalidValue]
 
 
 Responses = dict[int | str, dict[str, Any]]
@@ -33,35 +34,41 @@ def _header(description: str, schema: str = "string") -> dict[str, object]:
     return {"description": description, "schema": {"type": schema}}
 
 
-def _error(description: str, **headers: dict[str, object]) -> dict[str, Any]:
-    return {"model": ErrorResponse, "description": description, "headers": headers}
+def _error(detail: str, **headers: dict[str, object]) -> dict[str, Any]:
+    content = {"application/json": {"example": {"detail": detail}}}
+    return {"model": ErrorResponse, "description": detail, "headers": headers, "content": content}
+
+
+def _invalid(kind: str, place: str, name: str, message: str) -> dict[str, Any]:
+    example = {"detail": f"{name}: {message}", "errors": [{"type": kind, "loc": [place, name], "msg": message}]}
+    content = {"application/json": {"example": example}}
+    return {"model": ValidationErrorResponse, "description": "A value was refused.", "content": content}
 
 
 ETAG = {"ETag": _header("The task's version, for `If-Match` and `If-None-Match`.")}
 LOCATION = {
-    "Location": _header("Where the task is."),
-    "Idempotency-Replayed": _header("`true` where it was made before."),
+    "Location": _header("URL of the task."),
+    "Idempotency-Replayed": _header("`true` if the task already existed."),
 }
 PAGE = {
     "Link": _header("RFC 8288: the `next` page if there is one; with `offset` also `first` and `prev`."),
-    "X-Total-Count": _header("How many tasks match in all, if asked for.", "integer"),
+    "X-Total-Count": _header("Number of all matching tasks, if `total` is `true`.", "integer"),
 }
+RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", "integer")}
 
 ALWAYS: Responses = {
-    422: {"model": Invalid, "description": "A value was refused."},
-    503: _error(
-        "The database cannot answer now; the detail says whether something may have been written.",
-        **{"Retry-After": _header("Seconds to wait.", "integer")},
-    ),
+    422: _invalid("uuid_parsing", "path", "user_id", "Input should be a valid UUID"),
+    503: _error("The database cannot be reached; nothing was written.", **RETRY_AFTER),
 }
 WITH_BODY: Responses = {
-    400: _error("The body is not JSON."),
-    408: _error("The body did not arrive within ten seconds."),
+    400: _error("The body is not valid JSON."),
+    408: _error("The body did not arrive in time."),
     413: _error("The body is larger than 64 KiB."),
+    422: _invalid("bool_type", "body", "completed", "Input should be a valid boolean"),
 }
-ONE_TASK: Responses = {404: _error("This user has no such task.")}
-CONDITIONAL: Responses = {412: _error("The task has another `ETag` than `If-Match` says; nothing was changed.")}
+ONE_TASK: Responses = {404: _error("There is no such task.")}
+CONDITIONAL: Responses = {412: _error("The task has changed: its ETag is not the one in If-Match.")}
 AUTH_RESPONSES: Responses = {
-    401: _error("No valid token.", **{"WWW-Authenticate": _header("The challenge of RFC 6750.")}),
-    403: _error("The token is another user's."),
+    401: _error("A bearer token is needed.", **{"WWW-Authenticate": _header("The challenge of RFC 6750.")}),
+    403: _error("The token belongs to another user."),
 }

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request
 from pydantic import BeforeValidator
 from pydantic_core import to_json
 
-from backend.api.paging import links
+from backend.api.paging import links, tasks_path
 from backend.api.responses import (
     ALWAYS,
     CONDITIONAL,
@@ -22,9 +22,9 @@ from backend.api.responses import (
 from backend.core.db import SessionDep
 from backend.core.errors import invalid
 from backend.core.route import StrictJSONRoute
-from backend.core.types import Key
+from backend.core.types import Key, Omittable
 from backend.models import task as tasks
-from backend.models.task import TaskCreate, TaskQuery, TaskRead, TaskRow, TaskToggle, TaskUpdate
+from backend.models.task import NoFields, TaskCreate, TaskQuery, TaskRead, TaskRow, TaskToggle, TaskUpdate
 
 UserId = Annotated[
     UUID,
@@ -35,17 +35,15 @@ UserId = Annotated[
     ),
 ]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
-IfMatch = Annotated[
-    str | None,
-    Header(description="The `ETag` last seen: if the task has changed since, the request fails with 412."),
+IfMatch = Annotated[Omittable[str], Header(alias="If-Match", description="The `ETag` last seen; 412 if changed since.")]
+IfNoneMatch = Annotated[Omittable[str], Header(alias="If-None-Match", description="304 if it is still the `ETag`.")]
+IdempotencyKey = Annotated[Omittable[Key], Header(alias="Idempotency-Key", description="Unique per task created.")]
+# `{}` toggles too: some clients always send an object.
+Toggle = Annotated[
+    TaskToggle | None,
+    BeforeValidator(lambda value: None if value == {} else value, json_schema_input_type=TaskToggle | NoFields | None),
+    Body(),
 ]
-IfNoneMatch = Annotated[str | None, Header(description="An `ETag`: if the task still has it, 304 without a body.")]
-IdempotencyKey = Annotated[
-    Key | None,
-    Header(description="A unique key per creation; repeating it returns the original task."),
-]
-# `{}` flips, too: some clients always send an object.
-Toggle = Annotated[TaskToggle | None, BeforeValidator(lambda value: None if value == {} else value), Body()]
 
 # A browser may cache a task but must revalidate it; shared caches may not store it.
 PRIVATE = {"Cache-Control": "private, no-cache"}
@@ -62,7 +60,7 @@ CREATED: Responses = {201: {"headers": LOCATION | ETAG}, **WITH_BODY}
 FOUND: Responses = {200: {"headers": ETAG}, 304: {"description": "Not modified.", "headers": ETAG}, **ONE_TASK}
 
 
-@router.get("/{task_id}", response_model=TaskRead, responses=FOUND)
+@router.get("/{task_id}", summary="Get a task", response_model=TaskRead, responses=FOUND)
 async def get_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, if_none_match: IfNoneMatch = None
 ) -> Response:
@@ -75,7 +73,7 @@ async def get_task(
     return _task_response(row)
 
 
-@router.get("", response_model=list[TaskRead], responses={200: {"headers": PAGE}})
+@router.get("", summary="List tasks by page", response_model=list[TaskRead], responses={200: {"headers": PAGE}})
 async def list_tasks(
     request: Request, session: SessionDep, user_id: UserId, query: Annotated[TaskQuery, Query()]
 ) -> Response:
@@ -86,29 +84,29 @@ async def list_tasks(
         raise invalid("query", "status", "Status should not be used together with completed")
     page = await tasks.page(session, user_id, query)
     headers = dict(PRIVATE)
-    if link := links(request, query, page.next_cursor):
+    if link := links(request, user_id, query, page.next_cursor):
         headers["Link"] = link
     if page.total is not None:
         headers["X-Total-Count"] = str(page.total)
     return Response(to_json(page.tasks), media_type="application/json", headers=headers)
 
 
-@router.post("", status_code=201, response_model=TaskRead, responses=CREATED)
+@router.post("", summary="Create a task", status_code=201, response_model=TaskRead, responses=CREATED)
 async def create_task(
     request: Request, session: SessionDep, user_id: UserId, task: TaskCreate, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a task. The user is created with their first task."""
     row = await tasks.create(session, user_id, task, idempotency_key)
-    headers = {"Location": f"{request.scope.get('root_path', '')}/api/{user_id}/tasks/{row.public_dict['id']}"}
+    headers = {"Location": f"{tasks_path(request, user_id)}/{row.public_dict['id']}"}
     if idempotency_key is not None and row.replayed:
         unchanged = row.public_dict["updated_at"] == row.public_dict["created_at"]
         if unchanged and not task.model_dump().items() <= row.public_dict.items():
-            raise invalid("header", "idempotency-key", "The key was used before, for a task with other content")
+            raise invalid("header", "Idempotency-Key", "The key was used before with another body")
         headers["Idempotency-Replayed"] = "true"
     return _task_response(row, 201, headers)
 
 
-@router.put("/{task_id}", response_model=TaskRead, responses=CHANGED)
+@router.put("/{task_id}", summary="Update a task", response_model=TaskRead, responses=CHANGED)
 async def update_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, change: TaskUpdate, if_match: IfMatch = None
 ) -> Response:
@@ -120,11 +118,11 @@ async def update_task(
     return _task_response(row)
 
 
-@router.patch("/{task_id}/complete", response_model=TaskRead, responses=CHANGED)
+@router.patch("/{task_id}/complete", summary="Complete or reopen a task", response_model=TaskRead, responses=CHANGED)
 async def toggle_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, body: Toggle = None, if_match: IfMatch = None
 ) -> Response:
-    """Flip a task between open and completed; with a body, set it, which is safe to retry."""
+    """Toggle a task between pending and completed; with a body, set the state, which is safe to retry."""
     versions = _if_match_versions(if_match)
     row = await tasks.toggle(session, user_id, task_id, body.completed if body else None, versions)
     if row is None:
@@ -132,7 +130,7 @@ async def toggle_task(
     return _task_response(row)
 
 
-@router.delete("/{task_id}", status_code=204, responses=ONE_TASK | CONDITIONAL)
+@router.delete("/{task_id}", summary="Delete a task", status_code=204, responses=ONE_TASK | CONDITIONAL)
 async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Delete a task for good."""
     versions = _if_match_versions(if_match)

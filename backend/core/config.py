@@ -16,6 +16,8 @@ def _origins(value: str) -> list[str]:
     origins = [item.strip() for item in value.split(",") if item.strip()]
     if not all(re.fullmatch(r"\*|https?://[^/?#\s]+", origin) for origin in origins):
         raise ValueError("must be comma-separated origins without a path, such as https://app.example.com")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("must be either * or a list of origins: only listed origins may send credentials")
     return origins
 
 

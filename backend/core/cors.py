@@ -3,20 +3,27 @@
 from starlette.datastructures import Headers
 from starlette.middleware import cors
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 
 class CORSMiddleware(cors.CORSMiddleware):
-    """Starlette's, out of the way of requests that name no origin: there it took a sixth of a request."""
+    """Starlette's, with a shorter path for requests without an Origin, where it took a sixth of a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
+        if scope["type"] != "http" or any(name == b"origin" for name, _ in scope["headers"]):
             await super().__call__(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+            return
+
+        async def send_with_vary(message: Message) -> None:
+            # Without it, a cache would answer a cross-origin request with this response, which allows no origin.
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"vary", b"Origin"))
+            await send(message)
+
+        await self.app(scope, receive, send_with_vary)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Starlette's answer; a refusal as JSON, as all errors are."""
+        """Starlette's response; a refusal in JSON, as all errors are."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

@@ -1,4 +1,4 @@
-"""The one place where errors become responses: JSON, with a sentence for people and nothing of the inside."""
+"""The one place where errors become responses: JSON with one sentence for people, and no internals."""
 
 import asyncio
 import logging
@@ -19,30 +19,30 @@ NOT_WRITTEN = "nothing was written"
 SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 MAYBE_WRITTEN = "it may have been written or not"
 
-# SQLSTATE classes (PostgreSQL, appendix A) that speak of the server's state and not of the statement: connection,
-# a conflict with other transactions, resources, locks, operator intervention, the system; and a server that is
-# read-only while another takes over.
+# SQLSTATE classes (PostgreSQL, appendix A) for the state of the server rather than the statement: connection,
+# conflict with other transactions, resources, locks, operator intervention, system; and a read-only standby.
 _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 # ON CONFLICT resolves conflicts of the primary key only. While a migration builds the index of another key, two
 # creations with one Idempotency-Key can meet in that index.
 _UNIQUE_VIOLATION = "23505"
 _READ_ONLY = "25006"
 _STATEMENT_TIMEOUT = "57014"
-# pydantic's sentence for a UUID quotes a character of the input; that for a body speaks of Python.
+# pydantic's message for a UUID quotes a character of the input, the one for a body mentions Python.
 _MESSAGES = {
     "uuid_parsing": "Input should be a valid UUID",
     "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
 }
+_SENTENCES = {"Not Found": "There is nothing at this path.", "Method Not Allowed": "This path has no such method."}
 _SCHEMA_MISSING = ("42P01", "3F000")
 
 
 def unavailable(reason: str, outcome: str = NOT_WRITTEN) -> HTTPException:
-    """503: the service works, the database does not; `outcome` says what became of a write."""
+    """503: the database failed; `outcome` tells whether a write may have happened."""
     return HTTPException(503, f"{reason}; {outcome}.", {"Retry-After": "1"})
 
 
 def unauthorized(reason: str, code: str | None = None) -> HTTPException:
-    """401 with the challenge of RFC 6750, section 3, whose error codes say what was wrong with a token."""
+    """401 with the challenge of RFC 6750, section 3; `code` is its error code, None if there was no token."""
     return HTTPException(401, reason, {"WWW-Authenticate": f'Bearer error="{code}"' if code else "Bearer"})
 
 
@@ -52,7 +52,7 @@ def invalid(place: str, parameter: str, message: str) -> RequestValidationError:
 
 
 def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
-    """What a client is told of an error PostgreSQL answered with: 503, or the error itself (a bug, so 500)."""
+    """The exception to raise for an error from PostgreSQL: 503, or the error itself (a bug, so 500)."""
     code = error.pgcode or ""
     if code in _SCHEMA_MISSING:
         return unavailable(SCHEMA, outcome)
@@ -63,35 +63,31 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     return error
 
 
-def _error(status: int, detail: object, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
-
-
 async def http_exception_handler(request: Request, error: StarletteHTTPException) -> Response:
     """Answer an HTTPException as JSON; a 405 lists every method of the resource in `Allow` (RFC 9110, 15.5.6)."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request)
-    return _error(error.status_code, error.detail, headers)
+    return JSONResponse({"detail": _SENTENCES.get(error.detail, error.detail)}, error.status_code, headers)
 
 
 def _allowed(request: Request) -> str:
-    # Starlette names the methods of the first route that matches the path, RFC 9110 wants those of the resource.
+    # Starlette lists the methods of the first route that matches the path, RFC 9110 requires those of the resource.
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     routes = (
         route for route in iter_route_contexts(request.app.routes) if route.methods and route.path_regex.match(path)
     )
-    methods = {method for route in routes for method in route.methods or ()}
-    return ", ".join(sorted(methods or {"GET", "HEAD"}))  # nothing but static files is left
+    methods = {method for route in routes for method in route.methods or ()} or {"GET"}  # static files have no methods
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def validation_exception_handler(_: Request, error: RequestValidationError) -> Response:
-    """Answer 422 without repeating any input."""
-    return _error(422, [{"type": e["type"], "loc": e["loc"], "msg": _message(e)} for e in error.errors()])
+    """Answer 422 without echoing input: a sentence in `detail`, and each refused value in `errors`.
 
-
-def _message(error: dict[str, object]) -> object:
-    return _MESSAGES.get(str(error["type"]), error["msg"])
+    The sentence is as short as the list of the fields and parameters a request may have: unknown ones are ignored.
+    """
+    errors = [{"type": e["type"], "loc": e["loc"], "msg": _MESSAGES.get(e["type"], e["msg"])} for e in error.errors()]
+    return JSONResponse({"detail": "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in errors), "errors": errors}, 422)
 
 
 HANDLERS: dict[Any, Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
@@ -126,9 +122,9 @@ class ServerErrorMiddleware:
             # uvicorn cancels the requests that are still running when its grace period is over.
             outcome = NOT_WRITTEN if scope["method"] in ("GET", "HEAD", "OPTIONS") else MAYBE_WRITTEN
             error = unavailable("The service is shutting down", outcome)
-            await _error(error.status_code, error.detail, dict(error.headers or {}))(scope, receive, send)
+            await JSONResponse({"detail": error.detail}, error.status_code, error.headers)(scope, receive, send)
         except Exception:  # a bug: it belongs in the log
             if started:
                 raise
             logger.exception("unhandled error")
-            await _error(500, "Something went wrong on our side.")(scope, receive, send)
+            await JSONResponse({"detail": "Something went wrong on our side."}, 500)(scope, receive, send)

@@ -1,11 +1,13 @@
 """Text and numbers with their bounds, for bodies, queries and headers alike, and the form of timestamps."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from psycopg2.extensions import cursor, new_type
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, StringConstraints, WithJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError
+
+T = TypeVar("T")
 
 MAX_OFFSET = 2**31 - 1
 MAX_SEARCH_WORDS = 10
@@ -31,6 +33,17 @@ def _true_or_false(value: object) -> object:
     return value
 
 
+class _NotNull:
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        # pydantic's SkipJsonSchema[None] would add the names of types to the locations of errors.
+        without_null: dict[str, Any] = handler(schema)["anyOf"][0]
+        return without_null
+
+
+Omittable = Annotated[T | None, _NotNull]
+"""A parameter that may be absent, which is None here, but cannot be null in a request."""
+
 # Constraints come before the check for U+0000: after a function, pydantic would only apply them to its result.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
@@ -42,7 +55,7 @@ Title = Annotated[
 Description = Annotated[
     str, StringConstraints(max_length=2000), NoNul, Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
 ]
-SearchWords = Annotated[
+Search = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255),
     NoNul,
@@ -54,11 +67,8 @@ Cursor = Annotated[str, StringConstraints(pattern="^[0-9]{16}-[0-9a-f]{32}$")]
 Limit = Annotated[int, Field(ge=1, le=100)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Completed = Annotated[bool, Field(strict=True)]
-QueryFlag = Annotated[bool, BeforeValidator(_true_or_false)]
-Timestamp = Annotated[
-    str,
-    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-08T20:45:00.123456Z"]}),
-]
+Flag = Annotated[bool, BeforeValidator(_true_or_false)]
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 """RFC 3339 in UTC, always with six digits of a second; `TIMESTAMPTZ` reads PostgreSQL's values in this form."""
 
 

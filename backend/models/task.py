@@ -1,33 +1,32 @@
 """A task: its table, the models that clients send and receive, and the statements over it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
 import sqlalchemy as sa
-from pydantic.config import JsonDict
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, SQLModel
 
 from backend.core.connection import Parameter
 from backend.core.db import Session, Statement
-from backend.core.types import Completed, Cursor, Description, Limit, Offset, QueryFlag, SearchWords, Timestamp, Title
+from backend.core.types import Completed, Cursor, Description, Flag, Limit, Offset, Omittable, Search, Timestamp, Title
 from backend.models.user import User
 
 MICROSECONDS_NOW = sa.text("(extract(epoch from now()) * 1000000)::bigint")
 NEWEST_FIRST = (sa.text("created_at DESC"), sa.text("id DESC"))
 
-EXAMPLE: JsonDict = {
-    "id": "9b2d3c1e-7a54-4f0e-8f3b-6c1d2e3f4a5b",
-    "user_id": "3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11",
-    "title": "Buy milk",
-    "description": "Two bottles",
-    "completed": False,
-    "created_at": "2026-01-08T20:45:00.123456Z",
-    "updated_at": "2026-01-08T20:45:00.123456Z",
-}
+
+def _examples(**values: object) -> Callable[[dict[str, Any]], None]:
+    """Examples for the fields of a model; in an example for the whole model, pydantic would sort the fields."""
+
+    def add(schema: dict[str, Any]) -> None:
+        for name, value in values.items():
+            schema["properties"][name]["examples"] = [value]
+
+    return add
 
 
 class Task(SQLModel, table=True):
@@ -63,7 +62,7 @@ class Task(SQLModel, table=True):
 class TaskCreate(SQLModel):
     """Request body for creating a task."""
 
-    model_config = {"json_schema_extra": {"examples": [{"title": "Buy milk", "description": "Two bottles"}]}}
+    model_config = {"json_schema_extra": _examples(title="Buy milk", description="Two bottles", completed=False)}
 
     # Default factories stay out of the OpenAPI document, where generated clients take a default for "always present".
     title: Title
@@ -74,7 +73,7 @@ class TaskCreate(SQLModel):
 class TaskUpdate(SQLModel):
     """Request body for updating a task: fields that are left out do not change."""
 
-    model_config = {"json_schema_extra": {"examples": [{"title": "Buy oat milk", "completed": True}]}}
+    model_config = {"json_schema_extra": _examples(title="Buy oat milk", description="One bottle", completed=True)}
 
     # The defaults are never used: `update` takes the fields that were set.
     title: Title = Field(default_factory=str)
@@ -85,15 +84,31 @@ class TaskUpdate(SQLModel):
 class TaskToggle(SQLModel):
     """Request body for setting the completion instead of flipping it."""
 
-    model_config = {"json_schema_extra": {"examples": [{"completed": True}]}}
+    model_config = {"json_schema_extra": _examples(completed=True)}
 
     completed: Completed
+
+
+class NoFields(SQLModel):
+    """Request body for flipping the completion, as without a body."""
+
+    model_config = {"extra": "forbid"}
 
 
 class TaskRead(SQLModel):
     """A task."""
 
-    model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
+    model_config = {
+        "json_schema_extra": _examples(
+            id="9b2d3c1e-7a54-4f0e-8f3b-6c1d2e3f4a5b",
+            user_id="3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11",
+            title="Buy milk",
+            description="Two bottles",
+            completed=False,
+            created_at="2026-01-08T20:45:00.123456Z",
+            updated_at="2026-01-08T20:45:00.123456Z",
+        )
+    }
 
     id: UUID
     user_id: UUID
@@ -107,18 +122,18 @@ class TaskRead(SQLModel):
 class TaskQuery(SQLModel):
     """Which of a user's tasks, and which page of them."""
 
-    completed: QueryFlag | None = Field(None, description="Only tasks that are, or are not, completed.")
+    completed: Omittable[Flag] = Field(None, description="Only tasks that are, or are not, completed.")
+    # No defaults in the document: Swagger UI would send them, although neither goes together with another parameter.
     status: Literal["all", "pending", "completed"] = Field(
-        "all", description="The same filter as `completed`, in words; not together with it."
+        default_factory=lambda: "all", description="The same filter as `completed`, in words; not together with it."
     )
-    search: SearchWords | None = Field(
-        None, description="Only tasks whose title contains each of these words, ignoring case."
+    search: Omittable[Search] = Field(
+        None, description="Only tasks whose title contains each of these words, at most ten, ignoring case."
     )
     limit: Limit = Field(50, description="The maximum number of tasks.")
-    # No default in the document: Swagger UI would send it, and with it no cursor is accepted.
     offset: Offset = Field(default_factory=int, description="The number of tasks to skip; 0 if absent.")
-    cursor: Cursor | None = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
-    total: QueryFlag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
+    cursor: Omittable[Cursor] = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
+    total: Flag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
 
 
 class TaskRow(NamedTuple):

@@ -4,20 +4,21 @@ import httpx
 
 
 def assert_error(response: httpx.Response, status: int, *loc: str) -> None:
-    """Assert an error of this `status` in the one shape there is; `loc`: where the one refused value of a 422 stood."""
+    """Assert the common shape of errors and this `status`; `loc`: the location of the only refused value of a 422."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/json"
     assert response.headers["X-Request-ID"]
     body = response.json()
-    assert list(body) == ["detail"]
     if status != 422:
-        assert isinstance(body["detail"], str)
-        assert body["detail"]
+        assert list(body) == ["detail"]
+        assert body["detail"].endswith(".")
         return
-    assert body["detail"]
-    for error in body["detail"]:
+    assert list(body) == ["detail", "errors"]
+    assert body["errors"]
+    for error in body["errors"]:
         assert list(error) == ["type", "loc", "msg"]
         assert isinstance(error["type"], str)
         assert isinstance(error["msg"], str)
+    assert body["detail"] == "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in body["errors"])
     if loc:
-        assert [error["loc"] for error in body["detail"]] == [list(loc)]
+        assert [error["loc"] for error in body["errors"]] == [list(loc)]

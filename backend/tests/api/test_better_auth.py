@@ -1,4 +1,4 @@
-"""The whole way with Better Auth itself, on one database: join, fetch a token, use the API, be kept out elsewhere."""
+"""Better Auth itself and the service on one database: sign up, get a token, use the API, be refused elsewhere."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def trusting(better_auth: str) -> dict[str, str]:
 
 @contextmanager
 def production(better_auth: str, database_url: str, folder: Path) -> Iterator[Service]:
-    """Run the service as in production, for the users of `better_auth`, with all that it can log."""
+    """Run the service as in production, for the users of `better_auth`, with its most verbose log."""
     others = {"ENVIRONMENT": "production", "DATABASE_URL": database_url, "LOG_LEVEL": "debug"}
     env = {name.upper(): value for name, value in trusting(better_auth).items()} | others
     with as_process(folder, env=env, cwd=folder) as service:
@@ -80,7 +80,7 @@ def bob(better_auth: str) -> Person:
 
 
 def six_operations(api: httpx.Client, tasks: str, task_id: str, headers: dict[str, str]) -> dict[str, httpx.Response]:
-    """The answers to each operation once, all on the same task but the creation; the deletion comes last."""
+    """The responses of each operation, all on the same task except the creation; the deletion is last."""
     task = f"{tasks}/{task_id}"
     return {
         "create_task": api.post(tasks, json={"title": "Call the bank"}, headers=headers),
@@ -93,7 +93,7 @@ def six_operations(api: httpx.Client, tasks: str, task_id: str, headers: dict[st
 
 
 def create(api: httpx.Client, person: Person) -> str:
-    """Make a task as the person; its id."""
+    """Create a task as the person; its id."""
     created = api.post(person.tasks, json={"title": "Water the plants"}, headers=person.authorization)
     assert created.status_code == 201, created.text
     task_id: str = created.json()["id"]
@@ -107,7 +107,7 @@ def all_tasks(api: httpx.Client, person: Person) -> object:
     return listed.json()
 
 
-def test_two_users_have_the_six_operations_on_tasks_of_their_own(api: httpx.Client, ada: Person, bob: Person) -> None:
+def test_two_users_can_use_the_six_operations_on_their_own_tasks(api: httpx.Client, ada: Person, bob: Person) -> None:
     for person in ada, bob:
         task_id = create(api, person)
         answers = six_operations(api, person.tasks, task_id, person.authorization)
@@ -119,15 +119,15 @@ def test_two_users_have_the_six_operations_on_tasks_of_their_own(api: httpx.Clie
             "toggle_task": 200,
             "delete_task": 204,
         }
-        made = answers["create_task"].json()
-        assert made["user_id"] == person.id
-        assert [task["id"] for task in answers["list_tasks"].json()] == [made["id"], task_id]
+        created = answers["create_task"].json()
+        assert created["user_id"] == person.id
+        assert [task["id"] for task in answers["list_tasks"].json()] == [created["id"], task_id]
         assert answers["toggle_task"].json()["title"] == "Call the baker"
         assert answers["toggle_task"].json()["completed"] is True
-        assert all_tasks(api, person) == [made]
+        assert all_tasks(api, person) == [created]
 
 
-def test_nobody_gets_into_the_tasks_of_another(api: httpx.Client, ada: Person, bob: Person) -> None:
+def test_the_tasks_of_another_user_are_403(api: httpx.Client, ada: Person, bob: Person) -> None:
     task_id = create(api, ada)
     before = all_tasks(api, ada)
     answers = six_operations(api, ada.tasks, task_id, bob.authorization)
@@ -137,7 +137,7 @@ def test_nobody_gets_into_the_tasks_of_another(api: httpx.Client, ada: Person, b
     assert under_his_own_path.status_code == 404
 
 
-def test_without_a_token_nothing_is_done(api: httpx.Client, ada: Person) -> None:
+def test_without_a_token_every_operation_is_401(api: httpx.Client, ada: Person) -> None:
     task_id = create(api, ada)
     before = all_tasks(api, ada)
     for answer in six_operations(api, ada.tasks, task_id, {}).values():
@@ -147,7 +147,7 @@ def test_without_a_token_nothing_is_done(api: httpx.Client, ada: Person) -> None
     assert all_tasks(api, ada) == before
 
 
-def test_alembic_leaves_the_tables_of_better_auth_alone(api: httpx.Client, ada: Person, shared_database: str) -> None:
+def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Person, shared_database: str) -> None:
     create(api, ada)
     check = subprocess.run(
         [sys.executable, "-m", "alembic", "check"],
@@ -164,7 +164,7 @@ def test_alembic_leaves_the_tables_of_better_auth_alone(api: httpx.Client, ada: 
     connection.close()
 
 
-def test_better_auth_may_come_to_a_database_with_our_tables(node: str, postgres_url: str, tmp_path: Path) -> None:
+def test_better_auth_can_migrate_a_database_with_our_tables(node: str, postgres_url: str, tmp_path: Path) -> None:
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
         with (
@@ -175,10 +175,10 @@ def test_better_auth_may_come_to_a_database_with_our_tables(node: str, postgres_
             create(api, sign_up(better_auth))
 
 
-def test_a_key_that_was_rotated_in_is_fetched_with_its_first_token(
+def test_a_new_key_is_fetched_with_its_first_token(
     better_auth: str, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The keys have just been fetched, and nobody wants to wait until they may be again.
+    # Allow a second fetch right after the first.
     monkeypatch.setattr(auth, "MIN_REFRESH_INTERVAL", 0)
     early, late = sign_up(better_auth), sign_up(better_auth)
     with (
@@ -197,7 +197,7 @@ def test_a_key_that_was_rotated_in_is_fetched_with_its_first_token(
         create(api, late)
 
 
-def test_users_go_on_while_better_auth_is_down(node: str, shared_database: str, tmp_path: Path) -> None:
+def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_database: str, tmp_path: Path) -> None:
     with running.serving(node, shared_database) as (better_auth, process):
         early, late = sign_up(better_auth), sign_up(better_auth)
         with (
@@ -213,7 +213,7 @@ def test_users_go_on_while_better_auth_is_down(node: str, shared_database: str, 
             create(api, late)
 
 
-def test_no_log_line_tells_a_token_or_who_somebody_is(better_auth: str, shared_database: str, tmp_path: Path) -> None:
+def test_no_log_line_has_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
     person = sign_up(better_auth)
     claims = jwt.decode(person.token, options={"verify_signature": False})
     assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)

@@ -1,4 +1,4 @@
-"""What the fields of a task may hold, in creates and updates alike."""
+"""Valid and invalid values of a task's fields, in creates and updates alike."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Write = Callable[[bytes | dict[str, object]], httpx.Response]
 
 @pytest.fixture(params=["create", "update"])
 def write(request: pytest.FixtureRequest, client: httpx.Client, tasks: str) -> Write:
-    """Send fields, or raw JSON, in the one way or the other; a title comes with them unless they name one."""
+    """Send fields, or raw JSON, to create or to update a task; a title is added unless there is one."""
     path = client.post(tasks, json={"title": "Before"}).headers["Location"]
     method, url = ("POST", tasks) if request.param == "create" else ("PUT", path)
 
@@ -36,26 +36,26 @@ def write(request: pytest.FixtureRequest, client: httpx.Client, tasks: str) -> W
         ("""%s %(x)s '"\\ \x01\x7f <b>&amp; {}""", """%s %(x)s '"\\ \x01\x7f <b>&amp; {}"""),
     ],
 )
-def test_a_title_is_stripped_and_otherwise_kept_to_the_letter(write: Write, given: str, kept: str) -> None:
+def test_a_title_is_stripped_and_otherwise_unchanged(write: Write, given: str, kept: str) -> None:
     written = write({"title": given})
     assert written.is_success, written.text
     assert written.json()["title"] == kept
 
 
 @pytest.mark.parametrize("given", ["x" * 256, "😀" * 256, "", " \t\n\u3000", "nul\0", None, 5, True, ["x"], {"x": 1}])
-def test_what_is_no_title_is_refused(write: Write, given: object) -> None:
+def test_an_invalid_title_is_refused(write: Write, given: object) -> None:
     assert_error(write({"title": given}), 422, "body", "title")
 
 
 @pytest.mark.parametrize("given", ["", "  two\nlines  ", "x" * 2000, "😀" * 2000, None])
-def test_a_description_is_kept_to_the_letter(write: Write, given: str | None) -> None:
+def test_a_description_is_stored_unchanged(write: Write, given: str | None) -> None:
     written = write({"description": given})
     assert written.is_success, written.text
     assert written.json()["description"] == given
 
 
 @pytest.mark.parametrize("given", ["x" * 2001, "😀" * 2001, "nul\0", 5, False, [], {}])
-def test_what_is_no_description_is_refused(write: Write, given: object) -> None:
+def test_an_invalid_description_is_refused(write: Write, given: object) -> None:
     assert_error(write({"description": given}), 422, "body", "description")
 
 
@@ -65,7 +65,7 @@ def test_completed_is_a_boolean(write: Write, given: bool) -> None:
 
 
 @pytest.mark.parametrize("given", [0, 1, 1.0, "true", "yes", "", None, [], {}])
-def test_completed_is_nothing_but_a_boolean(write: Write, given: object) -> None:
+def test_completed_is_only_a_boolean(write: Write, given: object) -> None:
     assert_error(write({"completed": given}), 422, "body", "completed")
 
 
@@ -73,16 +73,16 @@ def test_completed_is_nothing_but_a_boolean(write: Write, given: object) -> None
     ("field", "body"),
     [("title", rb'{"title": "\ud83d"}'), ("description", rb'{"title": "Buy milk", "description": "\ude00\ud83d"}')],
 )
-def test_half_a_surrogate_pair_is_refused(write: Write, field: str, body: bytes) -> None:
+def test_a_lone_surrogate_is_refused(write: Write, field: str, body: bytes) -> None:
     assert_error(write(body), 422, "body", field)
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"title"', b"1", b"true"])
-def test_a_body_that_is_no_object_is_refused(write: Write, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_refused(write: Write, body: bytes) -> None:
     assert_error(write(body), 422, "body")
 
 
 def test_all_refused_fields_are_named_at_once(write: Write) -> None:
     refused = write({"title": "", "description": 5, "completed": "no"})
     assert_error(refused, 422)
-    assert [error["loc"][-1] for error in refused.json()["detail"]] == ["title", "description", "completed"]
+    assert [error["loc"][-1] for error in refused.json()["errors"]] == ["title", "description", "completed"]

@@ -1,4 +1,4 @@
-"""Getting one task, whole or only if it has changed."""
+"""Getting one task, always or only if it has changed."""
 
 from uuid import uuid4
 
@@ -7,10 +7,10 @@ import pytest
 
 from backend.tests.errors import assert_error
 
-NO_UUID = ["x", "%20", "12345678-1234-1234-1234-12345678901", "%00", "1" * 33]
+NOT_UUIDS = ["x", "%20", "12345678-1234-1234-1234-12345678901", "%00", "1" * 33]
 
 
-def test_a_task_and_its_etag_stay_until_it_is_written(client: httpx.Client, tasks: str) -> None:
+def test_the_etag_changes_with_every_write_and_only_then(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     found = [client.get(created.headers["Location"]) for _ in range(2)]
     assert [response.json() for response in found] == [created.json()] * 2
@@ -22,7 +22,7 @@ def test_a_task_and_its_etag_stay_until_it_is_written(client: httpx.Client, task
 
 
 @pytest.mark.parametrize("known", ["{etag}", "W/{etag}", "*", '"other", {etag}', '"a,b",W/{etag} , "c"'])
-def test_what_the_client_knows_is_not_sent_again(client: httpx.Client, tasks: str, known: str) -> None:
+def test_a_matching_if_none_match_is_304(client: httpx.Client, tasks: str, known: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     etag = created.headers["ETag"]
     same = client.get(created.headers["Location"], headers={"If-None-Match": known.format(etag=etag)})
@@ -36,7 +36,7 @@ def test_what_the_client_knows_is_not_sent_again(client: httpx.Client, tasks: st
 
 
 @pytest.mark.parametrize("known", ["", '"other"', "W/", "{bare}", "-"])
-def test_a_task_that_the_client_does_not_know_is_sent(client: httpx.Client, tasks: str, known: str) -> None:
+def test_an_if_none_match_that_does_not_match_is_200(client: httpx.Client, tasks: str, known: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     known = known.format(bare=created.headers["ETag"].strip('"'))
     found = client.get(created.headers["Location"], headers={"If-None-Match": known})
@@ -44,18 +44,18 @@ def test_a_task_that_the_client_does_not_know_is_sent(client: httpx.Client, task
     assert found.json() == created.json()
 
 
-def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: str) -> None:
+def test_if_none_match_may_be_sent_in_several_lines(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     lines = [("If-None-Match", '"other"'), ("If-None-Match", created.headers["ETag"])]
     assert client.get(created.headers["Location"], headers=lines).status_code == 304
 
 
-def test_no_task_no_answer(client: httpx.Client, tasks: str) -> None:
+def test_a_missing_task_is_404(client: httpx.Client, tasks: str) -> None:
     assert_error(client.get(f"{tasks}/{uuid4()}"), 404)
     assert_error(client.get(f"{tasks}/{uuid4()}", headers={"If-None-Match": "*"}), 404)
 
 
-def test_a_strangers_task_looks_like_none(client: httpx.Client, tasks: str) -> None:
+def test_a_task_of_another_user_looks_like_a_missing_one(client: httpx.Client, tasks: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"}).json()["id"]
     answers = [client.get(f"{tasks}/{task_id}") for task_id in (theirs, uuid4())]
     assert_error(answers[0], 404)
@@ -63,8 +63,8 @@ def test_a_strangers_task_looks_like_none(client: httpx.Client, tasks: str) -> N
     assert list(answers[0].headers) == list(answers[1].headers)
 
 
-@pytest.mark.parametrize("text", NO_UUID)
-def test_ids_are_uuids(client: httpx.Client, tasks: str, text: str) -> None:
+@pytest.mark.parametrize("text", NOT_UUIDS)
+def test_an_id_that_is_not_a_uuid_is_refused(client: httpx.Client, tasks: str, text: str) -> None:
     assert_error(client.get(f"{tasks}/{text}"), 422, "path", "task_id")
     assert_error(client.get(f"/api/{text}/tasks/{uuid4()}"), 422, "path", "user_id")
     assert_error(client.get(f"/api/{text}/tasks"), 422, "path", "user_id")

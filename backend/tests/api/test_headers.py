@@ -1,4 +1,4 @@
-"""Headers that belong to every response: the request's id, and what lets browsers in."""
+"""Headers of every response: the request's id, and CORS."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from backend.tests.serving import in_thread, settings
 ORIGIN = "http://localhost:3000"
 TASKS = f"/api/{uuid4()}/tasks"
 JSON = {"Content-Type": "application/json"}
-AWAY = "postgresql://127.0.0.1:1/"
+UNREACHABLE = "postgresql://127.0.0.1:1/"
 
 
 @pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128, "-", str(uuid4())])
@@ -33,7 +33,7 @@ def test_a_request_without_a_usable_id_gets_a_new_one(client: httpx.Client, give
     assert new[0] != new[1]
 
 
-def test_every_response_has_the_id_and_lets_the_frontend_read_it(client: httpx.Client) -> None:
+def test_every_response_has_the_id_and_the_frontend_may_read_it(client: httpx.Client) -> None:
     created = client.post(TASKS, json={"title": "Buy milk"}, headers={"Origin": ORIGIN})
     task = created.headers["Location"]
     answers = {
@@ -54,6 +54,7 @@ def test_every_response_has_the_id_and_lets_the_frontend_read_it(client: httpx.C
         assert response.status_code == status
         assert response.headers.get_list("X-Request-ID") == [f"request-{status}"]
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert response.headers["Access-Control-Allow-Credentials"] == "true"
         exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
         assert exposed == {
             "ETag", "Link", "Location", "Idempotency-Replayed", "Retry-After", "X-Request-ID", "X-Total-Count",
@@ -62,13 +63,14 @@ def test_every_response_has_the_id_and_lets_the_frontend_read_it(client: httpx.C
         assert client.get(path, headers={"X-Request-ID": "mine"}).headers["X-Request-ID"] == "mine"
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
-def test_a_browser_may_send_what_the_operations_take(client: httpx.Client, method: str) -> None:
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+def test_a_browser_may_send_every_header_that_the_operations_take(client: httpx.Client, method: str) -> None:
     wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,x-request-id"
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
     allowed = client.options(TASKS, headers=asked)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert allowed.headers["Access-Control-Allow-Credentials"] == "true"
     assert method in allowed.headers["Access-Control-Allow-Methods"].split(", ")
     assert set(wanted.split(",")) <= set(allowed.headers["Access-Control-Allow-Headers"].lower().split(","))
     assert allowed.headers["X-Request-ID"]
@@ -77,7 +79,7 @@ def test_a_browser_may_send_what_the_operations_take(client: httpx.Client, metho
 @pytest.mark.parametrize(
     "origin", ["http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.test", "null"]
 )
-def test_other_origins_are_kept_out(client: httpx.Client, origin: str) -> None:
+def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
     asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
     refused = client.options(TASKS, headers=asked)
     assert refused.status_code == 400
@@ -87,14 +89,40 @@ def test_other_origins_are_kept_out(client: httpx.Client, origin: str) -> None:
         assert response.headers["X-Request-ID"]
 
 
-def test_the_origins_are_those_of_the_settings() -> None:
-    configured = settings(AWAY, cors_origins="https://a.test,https://b.test")
+def test_the_allowed_origins_are_those_of_the_settings() -> None:
+    configured = settings(UNREACHABLE, cors_origins="https://a.test,https://b.test")
     with in_thread(configured) as url, httpx.Client(base_url=url) as client:
         for origin in ("https://a.test", "https://b.test"):
-            assert (
-                client.get("/health/live", headers={"Origin": origin}).headers["Access-Control-Allow-Origin"] == origin
-            )
+            allowed = client.get("/health/live", headers={"Origin": origin}).headers
+            assert allowed["Access-Control-Allow-Origin"] == origin
+            assert allowed["Access-Control-Allow-Credentials"] == "true"
         assert "Access-Control-Allow-Origin" not in client.get("/health/live", headers={"Origin": ORIGIN}).headers
+
+
+def test_any_origin_may_be_allowed_but_without_credentials() -> None:
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
+    with in_thread(settings(UNREACHABLE, cors_origins="*")) as url, httpx.Client(base_url=url) as client:
+        for response in (
+            client.get("/health/live", headers={"Origin": ORIGIN}),
+            client.get(TASKS, headers={"Origin": ORIGIN, "Cookie": "session=1"}),
+            client.options(TASKS, headers=asked),
+        ):
+            assert response.headers["Access-Control-Allow-Origin"] == "*"
+            assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+def test_every_response_varies_by_origin(client: httpx.Client) -> None:
+    # Otherwise a cache could answer a cross-origin request with a response to another origin, or to none.
+    for path, status in ((TASKS, 200), (f"{TASKS}?limit=0", 422), ("/docs", 200), ("/redoc.js", 200), ("/x", 404)):
+        for headers in ({}, {"Origin": ORIGIN}, {"Origin": "http://localhost:3001"}):
+            response = client.get(path, headers=headers)
+            assert response.status_code == status
+            assert response.headers.get_list("Vary") == ["Origin"], (path, headers)
+    task = client.post(TASKS, json={"title": "Buy milk"}).headers["Location"]
+    not_modified = client.get(task, headers={"If-None-Match": "*"})
+    assert (not_modified.status_code, not_modified.headers["Vary"]) == (304, "Origin")
+    preflight = client.options(TASKS, headers={"Origin": ORIGIN, "Access-Control-Request-Method": "PUT"})
+    assert "Origin" in preflight.headers["Vary"].split(", ")
 
 
 @pytest.fixture
@@ -107,20 +135,21 @@ def log(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> Iterator[Cal
         return capfd.readouterr().err.splitlines()
 
     yield lines
-    configure_logging(settings(AWAY))
+    configure_logging(settings(UNREACHABLE))
 
 
-def test_the_id_is_in_the_line_of_the_log(database_url: str, log: Callable[[], list[str]]) -> None:
+def test_the_log_line_of_a_request_has_its_id(database_url: str, log: Callable[[], list[str]]) -> None:
     with in_thread(settings(database_url)) as url:
-        for path, request_id in ((TASKS, "mine-1"), ("/nothing", "mine-2")):
-            httpx.get(url + path, headers={"X-Request-ID": request_id})
+        for method, path, request_id in (("GET", TASKS, "mine-1"), ("GET", "/x", "mine-2"), ("HEAD", TASKS, "mine-3")):
+            httpx.request(method, url + path, headers={"X-Request-ID": request_id})
     lines = [line for line in log() if "[mine-" in line]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert re.search(r" GET /api/\{user_id\}/tasks 200 \d+\.\d ms 127\.0\.0\.1 \[mine-1\]$", lines[0])
     assert re.search(r" 404 \d+\.\d ms 127\.0\.0\.1 \[mine-2\]$", lines[1])
+    assert re.search(r" HEAD /api/\{user_id\}/tasks 200 \d+\.\d ms 127\.0\.0\.1 \[mine-3\]$", lines[2])
 
 
-def test_in_production_every_line_of_the_log_is_json(database_url: str, log: Callable[[], list[str]]) -> None:
+def test_in_production_every_log_line_is_json(database_url: str, log: Callable[[], list[str]]) -> None:
     with in_thread(settings(database_url, environment="production", auth_disabled=True)) as url:
         httpx.patch(f"{url}{TASKS}/{uuid4()}/complete", headers={"X-Request-ID": "mine"})
         try:
@@ -139,7 +168,7 @@ def test_in_production_every_line_of_the_log_is_json(database_url: str, log: Cal
     assert any('ValueError: two\nlines and a "quote"' in str(value) for value in error.values())
 
 
-def test_a_line_for_each_request_is_of_level_info(database_url: str, log: Callable[[], list[str]]) -> None:
+def test_the_log_line_of_a_request_has_level_info(database_url: str, log: Callable[[], list[str]]) -> None:
     with in_thread(settings(database_url, log_level="warning")) as url:
         httpx.get(url + TASKS, headers={"X-Request-ID": "mine"})
         logging.getLogger("backend").warning("hear")

@@ -1,4 +1,4 @@
-"""Writing only what the client has seen: `If-Match` on every write."""
+"""`If-Match` on every write: a task is changed only if it is still as the client has seen it."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 
 @every_write
 @pytest.mark.parametrize("match", ["{etag}", "*", '"a" ,{etag}, "b,c"'])
-def test_what_was_seen_is_written(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+def test_a_matching_if_match_writes(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     etag = created.headers["ETag"]
     written = write(client, created.headers["Location"], {"If-Match": match.format(etag=etag)})
@@ -34,7 +34,9 @@ def test_what_was_seen_is_written(client: httpx.Client, tasks: str, write: Write
 
 @every_write
 @pytest.mark.parametrize("match", ['"other"', "W/{etag}", "{bare}", "", '"*"', '"a", "b"'])
-def test_what_was_not_seen_is_left_alone(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+def test_an_if_match_that_does_not_match_writes_nothing(
+    client: httpx.Client, tasks: str, write: Write, match: str
+) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     etag = created.headers["ETag"]
     match = match.format(etag=etag, bare=etag.strip('"'))
@@ -45,7 +47,7 @@ def test_what_was_not_seen_is_left_alone(client: httpx.Client, tasks: str, write
 
 
 @every_write
-def test_what_has_changed_since_is_left_alone(client: httpx.Client, tasks: str, write: Write) -> None:
+def test_a_task_that_has_changed_since_is_not_written(client: httpx.Client, tasks: str, write: Write) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     changed = client.put(created.headers["Location"], json={"title": "Buy oat milk"})
     assert_error(write(client, created.headers["Location"], {"If-Match": created.headers["ETag"]}), 412)
@@ -53,7 +55,7 @@ def test_what_has_changed_since_is_left_alone(client: httpx.Client, tasks: str, 
 
 
 @every_write
-def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: str, write: Write) -> None:
+def test_if_match_may_be_sent_in_several_lines(client: httpx.Client, tasks: str, write: Write) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     lines = [("If-Match", '"other"'), ("If-Match", created.headers["ETag"])]
     assert write(client, created.headers["Location"], lines).status_code in (200, 204)
@@ -61,13 +63,13 @@ def test_a_list_of_etags_may_come_in_several_lines(client: httpx.Client, tasks: 
 
 @every_write
 @pytest.mark.parametrize("match", ["*", '"other"'])
-def test_where_there_is_no_task_that_is_said(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
-    theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
-    for task_id in (theirs.json()["id"], uuid4()):
+def test_without_the_task_it_is_404_and_not_412(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+    others = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
+    for task_id in (others.json()["id"], uuid4()):
         assert_error(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
 
 
-def test_without_it_the_last_write_wins(client: httpx.Client, tasks: str) -> None:
+def test_without_if_match_the_last_write_wins(client: httpx.Client, tasks: str) -> None:
     path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
     for title in ("one", "two"):
         assert client.put(path, json={"title": title}).status_code == 200
@@ -75,7 +77,7 @@ def test_without_it_the_last_write_wins(client: httpx.Client, tasks: str) -> Non
 
 
 @every_write
-def test_of_many_who_saw_the_same_exactly_one_wins(
+def test_of_concurrent_writes_with_the_same_etag_exactly_one_succeeds(
     client: httpx.Client, tasks: str, database_url: str, write: Write
 ) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
@@ -86,7 +88,7 @@ def test_of_many_who_saw_the_same_exactly_one_wins(
         answers = [one.result() for one in sent]
     winners = [answer for answer in answers if answer.is_success]
     assert len(winners) == 1
-    # Who comes when the task is deleted already finds none.
+    # After a deletion, the others find no task.
     assert {answer.status_code for answer in answers if answer.is_error} <= {404, 412}
     if winners[0].status_code == 200:
         assert client.get(created.headers["Location"]).json() == winners[0].json()

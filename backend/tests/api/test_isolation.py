@@ -1,4 +1,4 @@
-"""A task of somebody else looks exactly like one that does not exist, whatever is asked of it."""
+"""A task of another user looks exactly like one that does not exist, in every operation."""
 
 from typing import NamedTuple
 from uuid import uuid4
@@ -26,7 +26,7 @@ class Attempt(NamedTuple):
         return " ".join(map(str, (self.method, self.path.removeprefix(ALL), self.body, self.header)))
 
 
-# `{etag}` stands for the ETag that the stranger's task has.
+# `{etag}` is replaced by the ETag of the other user's task.
 ATTEMPTS = [
     Attempt("GET", THIS),
     Attempt("GET", THIS, header=("If-None-Match", "*")),
@@ -47,13 +47,13 @@ ATTEMPTS = [
     Attempt("DELETE", THIS, header=("If-Match", "{etag}")),
     Attempt("DELETE", THIS, header=("If-Match", '"0"')),
 ]
-# These name no task; the tests at the end of this file are about them.
+# These name no task; the tests at the end of this file cover them.
 WITHOUT_TASK = {("GET", ALL), ("POST", ALL)}
 
 
 @pytest.fixture
 def secret(client: httpx.Client) -> httpx.Response:
-    """A task of somebody else, as they see it."""
+    """A task of another user, as that user sees it."""
     created = client.post(f"/api/{uuid4()}/tasks", json={"title": "secret", "description": "secret"})
     assert created.status_code == 201
     return client.get(created.headers["Location"])
@@ -61,7 +61,7 @@ def secret(client: httpx.Client) -> httpx.Response:
 
 @pytest.mark.parametrize("has_tasks", [False, True], ids=["a user without tasks", "a user with tasks"])
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=str)
-def test_a_strangers_task_cannot_be_told_from_none(
+def test_a_task_of_another_user_looks_like_a_missing_one(
     client: httpx.Client, user: str, tasks: str, secret: httpx.Response, attempt: Attempt, has_tasks: bool
 ) -> None:
     if has_tasks:
@@ -79,21 +79,21 @@ def test_a_strangers_task_cannot_be_told_from_none(
         headers = [(n, v) for n, v in response.headers.multi_items() if n not in ("date", "x-request-id")]
         return response.status_code, response.content, headers
 
-    strangers, nobodys = answer(secret.json()["id"]), answer(str(uuid4()))
-    assert strangers == nobodys
-    assert strangers[0] in (404, 422)
+    of_another_user, of_none = answer(secret.json()["id"]), answer(str(uuid4()))
+    assert of_another_user == of_none
+    assert of_another_user[0] in (404, 422)
     seen = client.get(secret.request.url)
     assert (seen.content, seen.headers["ETag"]) == (secret.content, secret.headers["ETag"])
     assert client.get(tasks).content == before
 
 
-def test_every_operation_there_is_has_been_tried(database_url: str) -> None:
+def test_every_operation_has_been_tried(database_url: str) -> None:
     tried = {(attempt.method, attempt.path) for attempt in ATTEMPTS} | WITHOUT_TASK
     assert _operations(database_url) == tried
 
 
 def _operations(database_url: str) -> set[tuple[str, str]]:
-    """Method and path of all that is served under /api or by a parameter, in the OpenAPI document or not."""
+    """Method and path of all routes under /api or with a parameter, in the OpenAPI document or not."""
     found = set()
     for route in iter_route_contexts(create_app(settings(database_url)).routes):
         path = route.path or "a route without a path"
@@ -102,13 +102,13 @@ def _operations(database_url: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_a_list_holds_nothing_of_others(client: httpx.Client, tasks: str, secret: httpx.Response) -> None:
+def test_a_list_has_no_tasks_of_other_users(client: httpx.Client, tasks: str, secret: httpx.Response) -> None:
     mine = client.post(tasks, json={"title": "secret mine"}).json()
     before = client.get(tasks)
-    stranger = str(secret.request.url).rsplit("/", 1)[0]
+    others = str(secret.request.url).rsplit("/", 1)[0]
     for _ in range(3):
-        assert client.post(stranger, json={"title": "secret"}).status_code == 201
-    for query in ({}, {"search": "secret"}, {"completed": "false"}, {"offset": "0"}):
+        assert client.post(others, json={"title": "secret"}).status_code == 201
+    for query in ({}, {"search": "secret"}, {"status": "pending"}, {"completed": "false"}, {"offset": "0"}):
         page = client.get(tasks, params={**query, "total": "true"})
         assert page.json() == [mine]
         assert page.headers["X-Total-Count"] == "1"
@@ -116,29 +116,31 @@ def test_a_list_holds_nothing_of_others(client: httpx.Client, tasks: str, secret
     assert client.get(tasks).content == before.content
 
 
-def test_a_cursor_of_another_list_leads_nowhere_else(client: httpx.Client, tasks: str, secret: httpx.Response) -> None:
+def test_a_cursor_of_another_user_selects_only_own_tasks(
+    client: httpx.Client, tasks: str, secret: httpx.Response
+) -> None:
     mine = client.post(tasks, json={"title": "mine"}).json()
-    stranger = str(secret.request.url).rsplit("/", 1)[0]
+    others = str(secret.request.url).rsplit("/", 1)[0]
     for _ in range(2):
-        assert client.post(stranger, json={"title": "secret"}).status_code == 201
-    following = client.get(stranger, params={"limit": 1}).links["next"]["url"]
+        assert client.post(others, json={"title": "secret"}).status_code == 201
+    following = client.get(others, params={"limit": 1}).links["next"]["url"]
     cursor = httpx.URL(following).params["cursor"]
     assert client.get(tasks, params={"cursor": cursor}).json() == [mine]
 
 
-def test_ids_in_a_body_take_no_task_from_anybody(
+def test_ids_in_a_body_give_no_access_to_tasks_of_other_users(
     client: httpx.Client, user: str, tasks: str, secret: httpx.Response
 ) -> None:
-    made = client.post(tasks, json=secret.json() | {"title": "mine"})
-    assert made.status_code == 201
-    assert made.json()["user_id"] == user
-    assert made.json()["id"] != secret.json()["id"]
-    changed = client.put(made.headers["Location"], json=secret.json() | {"title": "still mine"})
-    assert (changed.json()["user_id"], changed.json()["id"]) == (user, made.json()["id"])
+    created = client.post(tasks, json=secret.json() | {"title": "mine"})
+    assert created.status_code == 201
+    assert created.json()["user_id"] == user
+    assert created.json()["id"] != secret.json()["id"]
+    changed = client.put(created.headers["Location"], json=secret.json() | {"title": "still mine"})
+    assert (changed.json()["user_id"], changed.json()["id"]) == (user, created.json()["id"])
     assert client.get(secret.request.url).content == secret.content
 
 
-def test_the_same_idempotency_key_of_two_users_makes_two_tasks(client: httpx.Client, tasks: str) -> None:
+def test_the_same_idempotency_key_of_two_users_creates_two_tasks(client: httpx.Client, tasks: str) -> None:
     key = {"Idempotency-Key": "same"}
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "theirs"}, headers=key)
     mine = client.post(tasks, json={"title": "mine"}, headers=key)

@@ -15,8 +15,8 @@ from backend.tests.serving import in_thread, settings
 
 def add(client: httpx.Client, tasks: str, *titles: str, completed: bool = False) -> list[str]:
     """Create tasks, the first title first; their ids, newest first as in the list."""
-    made = [client.post(tasks, json={"title": title, "completed": completed}) for title in titles]
-    return [response.json()["id"] for response in reversed(made)]
+    created = [client.post(tasks, json={"title": title, "completed": completed}) for title in titles]
+    return [response.json()["id"] for response in reversed(created)]
 
 
 def ids(page: httpx.Response) -> list[str]:
@@ -42,7 +42,7 @@ def parameters(link: dict[str, str]) -> list[tuple[str, str]]:
     return parse_qsl(urlsplit(link["url"]).query, keep_blank_values=True)
 
 
-def test_who_has_no_task_has_an_empty_list(client: httpx.Client, tasks: str) -> None:
+def test_the_list_of_a_user_without_tasks_is_empty(client: httpx.Client, tasks: str) -> None:
     add(client, f"/api/{uuid4()}/tasks", "Theirs")
     empty = client.get(tasks)
     assert empty.status_code == 200
@@ -51,7 +51,7 @@ def test_who_has_no_task_has_an_empty_list(client: httpx.Client, tasks: str) -> 
     assert "X-Total-Count" not in empty.headers
 
 
-def test_tasks_are_listed_as_they_are_alone(client: httpx.Client, tasks: str) -> None:
+def test_a_listed_task_is_the_same_as_one_fetched_alone(client: httpx.Client, tasks: str) -> None:
     [first] = add(client, tasks, "Buy milk")
     client.put(f"{tasks}/{first}", json={"description": "Zwei – 😀 \"'\\\n"})
     add(client, tasks, "Buy bread", completed=True)
@@ -61,8 +61,8 @@ def test_tasks_are_listed_as_they_are_alone(client: httpx.Client, tasks: str) ->
 
 
 @pytest.fixture
-def searching(empty_database_url: str) -> Iterator[httpx.Client]:
-    """A client of a service whose database does not use indexes, which happen to be in the order of the list."""
+def without_indexes(empty_database_url: str) -> Iterator[httpx.Client]:
+    """A client of a service whose database uses no index: scanning one would return the order of the list anyway."""
     schema.upgrade(empty_database_url)
     [(name,)] = execute(empty_database_url, "SELECT current_database()")
     for use in ("indexscan", "indexonlyscan", "bitmapscan"):
@@ -72,19 +72,19 @@ def searching(empty_database_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("way", ["limit=2", "limit=2&offset=0"])
-def test_the_newest_come_first_and_of_one_moment_the_greatest_id(
-    searching: httpx.Client, tasks: str, user: str, empty_database_url: str, way: str
+def test_tasks_are_sorted_by_creation_and_then_by_id_both_descending(
+    without_indexes: httpx.Client, tasks: str, user: str, empty_database_url: str, way: str
 ) -> None:
-    client = searching
+    client = without_indexes
     older = add(client, tasks, *"abcde")
-    # What happens to whoever creates on several machines at once.
+    # Creations on several machines may get the same time.
     execute(empty_database_url, "UPDATE tasks SET created_at = now() - interval '1 s' WHERE user_id = %s", (user,))
     newer = add(client, tasks, "f", "g")
     client.patch(f"{tasks}/{older[2]}/complete")
     assert [task for page in walk(client, f"{tasks}?{way}") for task in ids(page)] == newer + sorted(older)[::-1]
 
 
-def test_a_page_has_fifty_tasks_unless_told_otherwise(
+def test_a_page_has_fifty_tasks_unless_limit_is_given(
     client: httpx.Client, tasks: str, user: str, database_url: str
 ) -> None:
     add(client, tasks, "Buy milk")
@@ -104,15 +104,16 @@ def test_a_page_has_fifty_tasks_unless_told_otherwise(
         *(("offset", value) for value in ("-1", "2147483648", "x", "", "9" * 30)),
         *(("completed", value) for value in ("", "1", "yes", "True", "null")),
         *(("total", value) for value in ("", "1", "on", "TRUE")),
-        *(("search", value) for value in ("", "x" * 256, "😀" * 256, "nul\0")),
+        *(("status", value) for value in ("", "open", "Pending", "true", "all,pending")),
+        *(("search", value) for value in ("", "x" * 256, "😀" * 256, "nul\0", "a " * 11)),
         *(("cursor", value) for value in ("", "x", "0", "-", "9" * 50, "\0", "ü" * 49)),
     ],
 )
-def test_what_is_no_such_parameter_is_refused(client: httpx.Client, tasks: str, name: str, value: str) -> None:
+def test_an_invalid_parameter_is_refused(client: httpx.Client, tasks: str, name: str, value: str) -> None:
     assert_error(client.get(tasks, params={name: value}), 422, "query", name)
 
 
-def test_cursors_are_taken_as_they_were_given_and_not_with_an_offset(client: httpx.Client, tasks: str) -> None:
+def test_a_changed_cursor_or_one_with_an_offset_is_refused(client: httpx.Client, tasks: str) -> None:
     add(client, tasks, "a", "b")
     cursor = dict(parameters(client.get(tasks, params={"limit": 1}).links["next"]))["cursor"]
     assert len(ids(client.get(tasks, params={"cursor": cursor}))) == 1
@@ -120,15 +121,46 @@ def test_cursors_are_taken_as_they_were_given_and_not_with_an_offset(client: htt
         assert_error(client.get(tasks, params={"cursor": changed}), 422, "query", "cursor")
     for offset in (0, 1):
         assert_error(client.get(tasks, params={"cursor": cursor, "offset": offset}), 422, "query", "cursor")
-    # Somebody else's leads nowhere but into one's own list.
+    # The cursor of another user is a position in the list of the request's user.
     assert ids(client.get(f"/api/{uuid4()}/tasks", params={"cursor": cursor})) == []
 
 
-def test_completed_tells_them_apart(client: httpx.Client, tasks: str) -> None:
+def test_completed_selects_tasks_by_their_state(client: httpx.Client, tasks: str) -> None:
     opened, done = add(client, tasks, "a", "b"), add(client, tasks, "c", completed=True)
     assert ids(client.get(tasks, params={"completed": "true"})) == done
     assert ids(client.get(tasks, params={"completed": "false"})) == opened
     assert ids(client.get(tasks)) == done + opened
+
+
+def test_status_selects_tasks_by_their_state(client: httpx.Client, tasks: str) -> None:
+    opened, done = add(client, tasks, "a", "b"), add(client, tasks, "c", completed=True)
+    for status, expected in {"all": done + opened, "pending": opened, "completed": done}.items():
+        page = client.get(tasks, params={"status": status, "total": "true"})
+        assert ids(page) == expected
+        assert page.headers["X-Total-Count"] == str(len(expected))
+
+
+@pytest.mark.parametrize("status", ["all", "pending", "completed"])
+@pytest.mark.parametrize("completed", ["true", "false"])
+def test_status_together_with_completed_is_refused(
+    client: httpx.Client, tasks: str, status: str, completed: str
+) -> None:
+    refused = client.get(tasks, params={"status": status, "completed": completed})
+    assert_error(refused, 422, "query", "status")
+
+
+@pytest.mark.parametrize("way", ["", "&offset=0"])
+def test_links_keep_the_status(client: httpx.Client, tasks: str, way: str) -> None:
+    opened = add(client, tasks, "a", "b", "c")
+    add(client, tasks, "d", completed=True)
+    pages = list(walk(client, f"{tasks}?status=pending&limit=2{way}"))
+    assert [ids(page) for page in pages] == [opened[:2], opened[2:]]
+
+
+def test_a_search_has_at_most_ten_words(client: httpx.Client, tasks: str) -> None:
+    [task] = add(client, tasks, "a b c d e f g h i j k")
+    assert ids(client.get(tasks, params={"search": "a b c d e f g h i j"})) == [task]
+    assert_error(client.get(tasks, params={"search": "a b c d e f g h i j k"}), 422, "query", "search")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +197,7 @@ def test_every_word_of_search_occurs_in_the_title(
 
 @pytest.fixture(scope="module")
 def searched(client: httpx.Client) -> str:
-    """The path of tasks to search in."""
+    """The path of the tasks to search."""
     path = f"/api/{uuid4()}/tasks"
     add(client, path, "Buy MILK today", "milky way", "Großer Ärger", "задача", "100% sure", "snake_case", "snakeXcase")
     add(client, path, "C:\\temp")
@@ -202,9 +234,9 @@ def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, t
 def test_by_offset_there_are_first_prev_and_next(
     client: httpx.Client, tasks: str, offset: int, limit: int, expected: dict[str, int]
 ) -> None:
-    made = add(client, tasks, *"abcde")
+    created = add(client, tasks, *"abcde")
     page = client.get(tasks, params={"offset": offset, "limit": limit})
-    assert ids(page) == made[offset : offset + limit]
+    assert ids(page) == created[offset : offset + limit]
     assert {str(name): int(dict(parameters(link))["offset"]) for name, link in page.links.items()} == expected
     assert all(link["url"].startswith(f"{tasks}?") for link in page.links.values())
 
@@ -222,7 +254,7 @@ def test_links_keep_the_whole_query(client: httpx.Client, tasks: str, way: list[
 
 
 @pytest.mark.parametrize("way", ["", "&offset=0"])
-def test_a_walk_sees_what_matches_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
+def test_the_pages_have_every_match_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
     matching: list[str] = []
     for n in range(7):
         matching = add(client, tasks, f"Buy {n}", completed=True) + matching
@@ -233,18 +265,19 @@ def test_a_walk_sees_what_matches_once_and_in_order(client: httpx.Client, tasks:
     assert [page.headers["X-Total-Count"] for page in pages] == ["7"] * 3
 
 
-def test_a_walk_by_cursor_sees_each_task_once_while_others_come_and_go(client: httpx.Client, tasks: str) -> None:
-    made = add(client, tasks, *map(str, range(16)))
-    passing, staying = made[::2], made[1::2]
+def test_pages_by_cursor_have_each_task_once_while_others_are_added_and_removed(
+    client: httpx.Client, tasks: str
+) -> None:
+    created = add(client, tasks, *map(str, range(16)))
+    removable, staying = created[::2], created[1::2]
     seen: list[str] = []
     for page in walk(client, f"{tasks}?limit=3"):
         seen += ids(page)
         add(client, tasks, "new")
-        # The page's last task is where its cursor stands.
-        gone = {seen[-1], *passing[-1:], *passing[:1]} & set(passing)
-        for task in gone:
+        # The last task of the page is the one in the cursor.
+        for task in {seen[-1], *removable[-1:], *removable[:1]} & set(removable):
             assert client.delete(f"{tasks}/{task}").status_code == 204
-            passing.remove(task)
+            removable.remove(task)
         assert client.patch(f"{tasks}/{staying[-2]}/complete").status_code == 200
     assert len(seen) == len(set(seen))
     assert [task for task in seen if task in staying] == staying
@@ -260,15 +293,14 @@ def test_a_walk_by_cursor_sees_each_task_once_while_others_come_and_go(client: h
         ("&offset=2147483647", "3"),
         ("&completed=true", "1"),
         ("&search=a", "2"),
+        ("&status=pending", "2"),
         ("&search=a&completed=true&offset=9", "0"),
         ("&cursor=0000000000000000-00000000000000000000000000000000", "3"),
     ],
 )
-def test_the_total_counts_all_that_match_wherever_the_page_is(
-    client: httpx.Client, tasks: str, query: str, total: str
-) -> None:
+def test_the_total_counts_all_matches_on_every_page(client: httpx.Client, tasks: str, query: str, total: str) -> None:
     add(client, tasks, "a", "aa")
     add(client, tasks, "b", completed=True)
     assert client.get(f"{tasks}?total=true{query}").headers["X-Total-Count"] == total
-    for unasked in ("", "&total=false"):
-        assert "X-Total-Count" not in client.get(f"{tasks}?limit=9{unasked}{query}").headers
+    for without in ("", "&total=false"):
+        assert "X-Total-Count" not in client.get(f"{tasks}?limit=9{without}{query}").headers

@@ -1,4 +1,4 @@
-"""The list against a simple model of it in Python, in hundreds of steps that nobody thought of."""
+"""The list compared with a simple model in Python, over hundreds of random steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ Task = dict[str, Any]
 Query = dict[str, str]
 Step = tuple[str, dict[str, Any]]
 
-# Wildcards, quotes and braces mean nothing in a search, and the case of no letter counts.
+# Wildcards, quotes and braces are ordinary characters in a search, and case is ignored.
 WORDS = ["milk", "Milk", "MILKY", "Äpfel", "ÄPFEL", "日本", "50%", "5_0", "a\\b", "\\", "'", '"', "{a,b}", "NULL", "😀"]
 PIECES = ["milk", "ILK", "äpfel", "本", "%", "_", "0", "\\", "'", '"', ",", "null", "😀", "nowhere"]
 TITLES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
@@ -40,33 +40,33 @@ STEPS = st.one_of(
     _step("delete", pick=PICKS),
     _step("page_by_offset", query=QUERIES, limit=LIMITS, offset=st.integers(0, 12)),
     _step("start_walk", query=QUERIES, limit=LIMITS),
-    _step("go_on", pick=PICKS),
-    _step("go_on", pick=PICKS),
+    _step("continue_walk", pick=PICKS),
+    _step("continue_walk", pick=PICKS),
 )
 
 
 @settings(
     max_examples=40,
-    # The same steps each time, so that nothing fails today that did not yesterday.
+    # The same steps in every run.
     derandomize=True,
     database=None,
     deadline=None,
-    # Shrinking what fails takes minutes; add Phase.shrink to have it.
+    # Shrinking a failure takes minutes; add Phase.shrink for it.
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 @given(first=st.lists(TASKS, max_size=8), steps=st.lists(STEPS, min_size=10, max_size=40))
 def test_the_list_behaves_as_the_model_does(client: httpx.Client, first: list[Task], steps: list[Step]) -> None:
-    somebody = Somebody(client)
-    somebody.create(first)
+    user = ModelledUser(client)
+    user.create(first)
     for name, arguments in steps:
-        getattr(somebody, name)(**arguments)
-    somebody.finish()
+        getattr(user, name)(**arguments)
+    user.finish()
 
 
 @dataclass
 class Walk:
-    """A way through the list by cursor."""
+    """Pages by cursor, not all fetched yet."""
 
     query: Query
     limit: int
@@ -74,8 +74,8 @@ class Walk:
     last: Task | None = None
 
 
-class Somebody:
-    """A user whose tasks are kept in a Python list as well, and compared."""
+class ModelledUser:
+    """A user whose tasks are also kept in a Python list, and compared with the service's."""
 
     def __init__(self, client: httpx.Client) -> None:
         self.client = client
@@ -102,9 +102,9 @@ class Somebody:
 
     def toggle(self, pick: int, completed: bool | None) -> None:
         if task := self._picked(pick):
-            wish = {"completed": not task["completed"] if completed is None else completed}
-            response = self.client.patch(f"{self._url(task)}/complete", json=None if completed is None else wish)
-            self._is_changed(response, task, wish)
+            change = {"completed": not task["completed"] if completed is None else completed}
+            response = self.client.patch(f"{self._url(task)}/complete", json=None if completed is None else change)
+            self._is_changed(response, task, change)
 
     def delete(self, pick: int) -> None:
         if task := self._picked(pick):
@@ -123,15 +123,17 @@ class Somebody:
 
     def start_walk(self, query: Query, limit: int) -> None:
         self.walks.append(Walk(query, limit, str(httpx.URL(self.path, params={**query, "limit": limit}))))
-        self.go_on(0)
+        self.continue_walk(0)
 
-    def go_on(self, pick: int) -> None:
-        """The next page of a walk: whatever was changed meanwhile, what lies behind the last task seen."""
+    def continue_walk(self, pick: int) -> None:
+        """Fetch the next page of a walk: what follows the last task seen, whatever has changed meanwhile."""
         if not self.walks:
             return
         walk = self.walks[-1 - pick % len(self.walks)]
         page = self.client.get(walk.next_url)
-        rest = [task for task in self._matching(walk.query) if walk.last is None or _place(task) < _place(walk.last)]
+        rest = [
+            task for task in self._matching(walk.query) if walk.last is None or _position(task) < _position(walk.last)
+        ]
         self._is_page(page, walk.query, walk.limit, rest)
         assert set(page.links) <= {"next"}
         if page.links:
@@ -142,7 +144,7 @@ class Somebody:
     def finish(self) -> None:
         self.start_walk({"total": "true"}, 100)
         while self.walks:
-            self.go_on(0)
+            self.continue_walk(0)
 
     def _matching(self, query: Query) -> list[Task]:
         """The tasks that match, newest first."""
@@ -153,10 +155,10 @@ class Somebody:
             if query.get("completed") in (None, str(task["completed"]).lower())
             and all(word in task["title"].lower() for word in words)
         ]
-        return sorted(found, key=_place, reverse=True)
+        return sorted(found, key=_position, reverse=True)
 
     def _is_page(self, page: httpx.Response, query: Query, limit: int, rest: list[Task]) -> None:
-        """It holds the first of `rest`, and says whether there are more and, if asked, how many match in all."""
+        """Assert the first tasks of `rest`, a next page exactly if there are more, and the total if asked for."""
         assert page.status_code == 200
         assert page.json() == rest[:limit]
         assert ("next" in page.links) == (len(rest) > limit)
@@ -164,7 +166,7 @@ class Somebody:
         assert page.headers.get("X-Total-Count") == total
 
     def _is_changed(self, response: httpx.Response, task: Task, change: Task) -> None:
-        """It is the task with this change and a later `updated_at`; so is the model from now on."""
+        """Assert the task with this change and a later `updated_at`, and apply it to the model."""
         assert response.status_code == 200
         changed = response.json()
         assert changed == task | change | {"updated_at": changed["updated_at"]}
@@ -178,5 +180,5 @@ class Somebody:
         return f"{self.path}/{task['id']}"
 
 
-def _place(task: Task) -> tuple[str, str]:
+def _position(task: Task) -> tuple[str, str]:
     return task["created_at"], task["id"]

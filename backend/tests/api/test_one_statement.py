@@ -1,4 +1,4 @@
-"""Each request is one statement: what the service sends to the database, as seen on the wire."""
+"""Each request is one statement, counted on the wire between the service and the database."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def client(proxy: Proxy) -> Iterator[httpx.Client]:
-    # One connection, so that whatever a request leaves to be sent later is sent before the next request's statement.
+    # One connection: anything a request sends late is sent before the statement of the next request.
     with in_thread(settings(proxy.url, db_pool_size=1)) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.get("/health").status_code == 200
         yield client
@@ -27,7 +27,7 @@ def client(proxy: Proxy) -> Iterator[httpx.Client]:
 
 @dataclass
 class Variant:
-    """A request on a user's first of three tasks, and the status it must have."""
+    """A request for a user's oldest of three tasks, and the expected status."""
 
     name: str
     method: str
@@ -40,13 +40,14 @@ class Variant:
 ONE = "/{id}"
 VARIANTS = [
     Variant("create", "POST", "", 201, {}, {"title": "a", "description": "b", "completed": True}),
-    Variant("create of a user's first task", "POST", "/api/{newcomer}/tasks", 201, {}, {"title": "a"}),
+    Variant("create of a user's first task", "POST", "/api/{new_user}/tasks", 201, {}, {"title": "a"}),
     Variant("create with a new key", "POST", "", 201, {"Idempotency-Key": "new"}, {"title": "a"}),
     Variant("create with a used key", "POST", "", 201, {"Idempotency-Key": "used"}, {"title": "first task"}),
     Variant("list", "GET"),
-    Variant("list of a user without tasks", "GET", "/api/{newcomer}/tasks"),
+    Variant("list of a user without tasks", "GET", "/api/{new_user}/tasks"),
     Variant("list, completed", "GET", "?completed=true"),
     Variant("list, open", "GET", "?completed=false"),
+    Variant("list, pending", "GET", "?status=pending"),
     Variant("list, search", "GET", "?search=first+task"),
     Variant("list, total", "GET", "?total=true"),
     Variant("list, by offset", "GET", "?limit=1&offset=1"),
@@ -61,6 +62,7 @@ VARIANTS = [
     Variant("put of nothing", "PUT", ONE, 200, {}, {}),
     Variant("put of nothing, If-Match", "PUT", ONE, 200, {"If-Match": "{etag}"}, {}),
     Variant("toggle", "PATCH", ONE + "/complete"),
+    Variant("toggle, empty object", "PATCH", ONE + "/complete", 200, {}, {}),
     Variant("toggle, If-Match", "PATCH", ONE + "/complete", 200, {"If-Match": "{etag}"}),
     Variant("set", "PATCH", ONE + "/complete", 200, {}, {"completed": True}),
     Variant("set, If-Match", "PATCH", ONE + "/complete", 200, {"If-Match": "{etag}"}, {"completed": True}),
@@ -79,7 +81,7 @@ def prepare(client: httpx.Client, tasks: str) -> dict[str, str]:
         "id": task.json()["id"],
         "etag": task.headers["ETag"],
         "cursor": client.get(tasks, params={"limit": 1}).links["next"]["url"].rpartition("=")[2],
-        "newcomer": str(uuid4()),
+        "new_user": str(uuid4()),
     }
 
 
@@ -105,15 +107,15 @@ def test_a_request_is_one_statement(client: httpx.Client, proxy: Proxy, tasks: s
     assert "alembic_version" in of_health
 
 
-def test_the_process_s_own_health_asks_the_database_nothing(client: httpx.Client, proxy: Proxy) -> None:
+def test_liveness_does_not_query_the_database(client: httpx.Client, proxy: Proxy) -> None:
     with proxy.recording() as sent:
         assert client.get("/health/live").status_code == 200
         client.get("/health")
     assert len(sent) == 1
 
 
-def test_the_variants_are_all_there_are(client: httpx.Client) -> None:
+def test_every_operation_has_a_variant(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     methods = sorted(method.upper() for path, item in paths.items() for method in item if path != "/health/live")
-    asked = {(v.method, v.path.partition("?")[0].replace("/api/{newcomer}/tasks", "")) for v in VARIANTS}
+    asked = {(v.method, v.path.partition("?")[0].replace("/api/{new_user}/tasks", "")) for v in VARIANTS}
     assert sorted(method for method, _ in asked) == methods

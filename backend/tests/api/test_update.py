@@ -1,4 +1,4 @@
-"""Changing tasks, in part or whole."""
+"""Updating tasks, in part or whole."""
 
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -22,7 +22,7 @@ WHOLE = {"title": "Buy milk", "description": "Two bottles", "completed": True}
         {"title": "Buy oat milk", "description": None, "completed": False},
     ],
 )
-def test_fields_left_out_stay_as_they_are(client: httpx.Client, tasks: str, change: dict[str, object]) -> None:
+def test_fields_left_out_stay_unchanged(client: httpx.Client, tasks: str, change: dict[str, object]) -> None:
     created = client.post(tasks, json=WHOLE)
     updated = client.put(created.headers["Location"], json=change)
     assert updated.status_code == 200
@@ -43,7 +43,7 @@ def test_a_body_that_names_no_field_changes_nothing(client: httpx.Client, tasks:
     assert_error(client.put(f"{tasks}/{uuid4()}", json=body), 404)
 
 
-def test_whole_tasks_can_be_sent_back(client: httpx.Client, tasks: str) -> None:
+def test_a_whole_task_can_be_sent_back(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json=WHOLE)
     task = created.json()
     foreign = {"id": str(uuid4()), "user_id": str(uuid4()), "version": 1, "created_at": "2001-01-01T00:00:00Z"}
@@ -52,13 +52,13 @@ def test_whole_tasks_can_be_sent_back(client: httpx.Client, tasks: str) -> None:
     assert client.get(tasks).json() == [updated.json()]
 
 
-def test_every_write_moves_updated_at_on_and_leaves_created_at(client: httpx.Client, tasks: str) -> None:
+def test_every_write_advances_updated_at_and_keeps_created_at(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json=WHOLE)
     path = created.headers["Location"]
 
     def write(n: int) -> httpx.Response:
         if n % 3 == 0:
-            return client.put(path, json=WHOLE)  # a write, though no field gets another value
+            return client.put(path, json=WHOLE)  # a write, although every field keeps its value
         return client.patch(f"{path}/complete", json={"completed": True} if n % 3 == 1 else None)
 
     one_by_one = [created, *map(write, range(9))]
@@ -73,7 +73,7 @@ def test_every_write_moves_updated_at_on_and_leaves_created_at(client: httpx.Cli
     assert {response.json()["created_at"] for response in at_once} == {created.json()["created_at"]}
 
 
-def test_no_task_no_update(client: httpx.Client, tasks: str) -> None:
+def test_updating_a_missing_task_or_one_of_another_user_is_404(client: httpx.Client, tasks: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Theirs"})
     answers = [client.put(f"{tasks}/{i}", json={"title": "Mine"}) for i in (theirs.json()["id"], uuid4())]
     assert_error(answers[0], 404)

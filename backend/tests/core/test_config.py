@@ -56,6 +56,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
         ("LOG_LEVEL", SECRET),
         ("CORS_ORIGINS", SECRET),
         ("CORS_ORIGINS", f"https://a.test,{SECRET}"),
+        ("CORS_ORIGINS", f"*,https://{SECRET}"),
         *(("CORS_ORIGINS", f"https://a.test{mark}{SECRET}") for mark in "/?#"),
         *(("PORT", value) for value in (SECRET, "0", "65536", "80.5")),
         *(("DB_POOL_SIZE", value) for value in (SECRET, "0", "-1", "1.5", "1001")),

@@ -1,0 +1,23 @@
+"""Requests that mean the same, in one form, so that routes are declared once."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class NormalizeMiddleware:
+    """ASGI middleware: drops a slash at the end of a path, and answers HEAD as GET; the server omits the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        # A redirect would name a scheme and a host that a service behind a proxy does not know.
+        if path.endswith("/") and path != f"{scope.get('root_path', '')}/":
+            scope["path"] = path[:-1]
+        if scope.get("method") != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        # A copy: the server looks at the method of its own scope to omit the body.
+        get = {**scope, "method": "GET"}
+        await self._app(get, receive, send)
+        scope["route"] = get.get("route")
