@@ -1,5 +1,6 @@
 """Running the service for a test: in a thread of this process, or as a process of its own as an operator would."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -48,6 +49,9 @@ def in_thread(app: Settings | FastAPI, loop: Loop = "auto") -> Iterator[str]:
         try:
             base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             wait_until_live(base_url)
+            # The service freezes all objects of a process that only serves. Here, Hypothesis looks for referrers of its
+            # random number generator, and does not find frozen ones.
+            gc.unfreeze()
             yield base_url
         finally:
             server.should_exit = True

@@ -79,8 +79,7 @@ def embedded_url(checkout: Path) -> str:
 
 def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.CompletedProcess[str]":
     """Run a command that ends by itself."""
-    passed_on = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
-    environment = {**passed_on, "PORT": str(free_port()), **env}
+    environment = {"PATH": os.environ["PATH"], "PORT": str(free_port()), **env}
     arguments = [part.format(port=environment["PORT"]) for part in command]
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
