@@ -4,6 +4,7 @@
 #
 # The service never changes the schema itself here: migrate before new containers start.
 # --init: Linux ignores signals that process 1 has no handler for, so a stop during the first second would be lost.
+# With it, a container that was stopped ends with status 143.
 # --stop-timeout: requests in flight may take 11 seconds, Docker kills after 10 by default.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
 # With several workers, uvicorn ends with status 0 even if a wrong setting ended the workers; the line is in the log.
