@@ -1,18 +1,21 @@
 # docker build --tag task-service .
 # docker run --rm --env DATABASE_URL=… --env AUTH_DISABLED=true task-service alembic upgrade head
-# docker run --rm --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
+# docker run --init --stop-timeout 20 --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
 #
-# Migrating is a step of its own, before new containers start: the service never changes the schema by itself here.
+# The service never changes the schema itself here: migrate before new containers start.
+# --init: Linux ignores signals that process 1 has no handler for, so a stop during the first second would be lost.
+# With it, a container that was stopped ends with status 143.
+# --stop-timeout: requests in flight may take 11 seconds, Docker kills after 10 by default.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
-# FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT switch traces on; a collector that is away holds up the
-# end of the container by OTEL_EXPORTER_OTLP_TIMEOUT seconds, at the most twice.
-#
-# .ci/lint reads this file and .ci/container takes its steps by hand; the image itself has not been built yet.
+# With several workers, uvicorn ends with status 0 even if a wrong setting ended the workers; the line is in the log.
+# FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT enable traces. If the collector is unreachable, the
+# container needs up to three times OTEL_EXPORTER_OTLP_TIMEOUT seconds more to stop.
 
 FROM python:3.13.16-slim-trixie AS packages
 COPY requirements/base.txt /
 RUN python -m venv /venv \
-    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /base.txt
+    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /base.txt \
+    && /venv/bin/pip uninstall --quiet --yes pip
 
 FROM python:3.13.16-slim-trixie
 COPY --from=packages /venv /venv

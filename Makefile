@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the commands.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,27 +9,27 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/installed: requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=python3.12")'
 	@echo "Installing into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
-install: $(BIN)/installed ## install what is missing into .venv
+install: $(BIN)/installed ## install the dependencies into .venv
 
-run: install ## serve on HOST:PORT, on an embedded PostgreSQL where DATABASE_URL is unset
+run: install ## serve on HOST:PORT, with an embedded PostgreSQL if DATABASE_URL is unset
 	@$(BIN)/python -m backend
 
-test: lint ## lint, check types and run all tests on a real PostgreSQL
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+test: lint ## lint, check types and run all tests on a real PostgreSQL (ARGS="--cov" adds coverage)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 lint: install ## check style and types
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --quiet --check
 	@$(BIN)/mypy --no-error-summary
 
-bench: install ## measure the service against two peers (ARGS="--help" lists what it can do)
+bench: install ## measure the service against two peers (ARGS="--help" lists the options)
 	@$(BIN)/python -m backend.benchmarks $(ARGS)
 
-migrate: install ## bring the database to the newest schema
+migrate: install ## upgrade the database schema
 	@$(BIN)/alembic upgrade head

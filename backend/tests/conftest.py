@@ -2,34 +2,50 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
-import psycopg2
 import pytest
 
 from backend.core import embedded, schema
+from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
+
+SERVER_FOLDER = "TEST_SERVER_FOLDER"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Create a folder for the embedded PostgreSQL, once for all processes of a test run; they inherit its name."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # Not in pytest's folder: the next run as root would make it inaccessible to the user that PostgreSQL runs as.
+        folder = TemporaryDirectory()
+        os.environ[SERVER_FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A server to test on, thrown away afterwards unless TEST_DATABASE_URL names one."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    # Not in pytest's folder, which the next run of root's would close to the user that PostgreSQL runs as.
-    with TemporaryDirectory() as folder, nullcontext(given) if given else embedded.postgres(Path(folder)) as url:
+    """The server that TEST_DATABASE_URL names; if unset, an embedded one that is shared by the processes of a run."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    with embedded.postgres(Path(os.environ[SERVER_FOLDER])) as url:
+        # The data is deleted after the run.
+        execute(url, "ALTER SYSTEM SET fsync = off")
+        execute(url, "SELECT pg_reload_conf()")
         yield url
 
 
 @pytest.fixture(scope="session")
-def database_url(postgres_url: str) -> str:
-    """A database with our schema, shared by the tests: each has users of its own."""
-    schema.upgrade(postgres_url)
-    return postgres_url
+def database_url(postgres_url: str) -> Iterator[str]:
+    """A database with our schema, shared by the tests of a process: each test has users of its own."""
+    with empty_database(postgres_url) as url:
+        schema.upgrade(url)
+        yield url
 
 
 @pytest.fixture
@@ -45,19 +61,11 @@ def empty_database(server_url: str) -> Iterator[str]:
     name = f"test_{uuid4().hex}"
     parts = urlsplit(server_url)
     with_name = f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
-    _execute(server_url, f"CREATE DATABASE {name}")
+    execute(server_url, f"CREATE DATABASE {name}")
     try:
         yield with_name
     finally:
-        _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _execute(url: str, sql: str) -> None:
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(sql)
-    connection.close()
+        execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")

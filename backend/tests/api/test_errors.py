@@ -16,8 +16,10 @@ JSON = {"Content-Type": "application/json"}
 LARGEST = 64 * 1024
 CANARY = "cAnArY"
 
-TASKS = f"/api/{uuid4()}/tasks"
-TASK = f"{TASKS}/{uuid4()}"
+# Constants, because they are part of test ids, which must not differ between processes.
+USER = "/api/3f5e4a2e-6f0a-4f4e-9d8b-5c9a6c1d7e21"
+TASKS = f"{USER}/tasks"
+TASK = f"{TASKS}/9f0c7a64-1b2d-4f4b-8e57-0d2c9b6a4f10"
 COMPLETE = f"{TASK}/complete"
 METHODS = {
     TASKS: {"GET", "HEAD", "POST"},
@@ -91,7 +93,7 @@ def test_a_body_of_another_media_type_is_422_and_told_the_right_one(
     [
         "/nothing",
         "/api",
-        f"/api/{uuid4()}",
+        USER,
         f"{TASK}/incomplete",
         f"{COMPLETE}/x",
         "/health/x",

@@ -19,7 +19,7 @@ JSON = {"Content-Type": "application/json"}
 UNREACHABLE = "postgresql://127.0.0.1:1/"
 
 
-@pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128, "-", str(uuid4())])
+@pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128, "-", "0749d86e-3d88-4c03-88bd-6dfdd832b4fd"])
 def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
     response = client.get("/health/live", headers={"X-Request-ID": given})
     assert response.headers.get_list("X-Request-ID") == [given]

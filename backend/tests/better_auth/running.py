@@ -1,5 +1,6 @@
 """Better Auth as a test's peer: its installation, its server, and people with an account there."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -43,10 +44,18 @@ def installed() -> str:
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
         pytest.skip("Better Auth needs Node.js: node or npm is not installed")
+    with (FOLDER / "package-lock.json").open() as lock:
+        # Another process of the test run may install it at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(npm)
+    return node
+
+
+def _install(npm: str) -> None:
     # npm writes it last.
     done = FOLDER / "node_modules/.package-lock.json"
     if done.exists() and done.stat().st_mtime >= (FOLDER / "package-lock.json").stat().st_mtime:
-        return node
+        return
     try:
         npm_ci = subprocess.run(
             [npm, *NPM_CI],
@@ -60,7 +69,6 @@ def installed() -> str:
         pytest.skip(f"Better Auth could not be installed: npm took more than {INSTALLATION_SECONDS} s")
     if npm_ci.returncode:
         pytest.skip(f"Better Auth could not be installed: {' '.join(npm_ci.stderr.split())[:300]}")
-    return node
 
 
 @contextmanager

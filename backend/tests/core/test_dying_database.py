@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import httpx
@@ -68,11 +69,13 @@ class Database:
 
 
 @pytest.fixture
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    database = Database(tmp_path_factory.mktemp("dying"))
-    database.start()
-    yield database
-    database.kill()
+def database() -> Iterator[Database]:
+    # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
+    with TemporaryDirectory() as folder:
+        database = Database(Path(folder))
+        database.start()
+        yield database
+        database.kill()
 
 
 @dataclass

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg2
 import pytest
@@ -64,13 +65,14 @@ def server(folder: Path) -> int:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """A folder whose name means something to shells and to libpq; its server is killed after the test."""
-    folder = tmp_path / 'a `touch x` $(touch y) $HOME "folder", it\'s'
-    folder.mkdir()
-    yield folder
-    for process in processes(folder):
-        os.kill(process, signal.SIGKILL)
+    # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / 'a `touch x` $(touch y) $HOME "folder", it\'s'
+        folder.mkdir()
+        yield folder
+        kill_at_once(processes(folder))
 
 
 def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
