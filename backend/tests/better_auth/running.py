@@ -1,7 +1,6 @@
 """Better Auth as a test's peer: its installation, its server, and people with an account there."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
-import pytest
 
 FOLDER = Path(__file__).parent
-INSTALLATION_SECONDS = 300
-NPM_CI = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--loglevel=error")
 READY = "Better Auth: "
 
 
@@ -36,31 +32,6 @@ class Person:
     def authorization(self) -> dict[str, str]:
         """The header that proves who it is."""
         return {"Authorization": f"Bearer {self.token}"}
-
-
-def installed() -> str:
-    """Install Better Auth unless it is there; the path of Node.js. Skips the test where that is not possible."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip("Better Auth needs Node.js: node or npm is not installed")
-    # npm writes it last.
-    done = FOLDER / "node_modules/.package-lock.json"
-    if done.exists() and done.stat().st_mtime >= (FOLDER / "package-lock.json").stat().st_mtime:
-        return node
-    try:
-        npm_ci = subprocess.run(
-            [npm, *NPM_CI],
-            cwd=FOLDER,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALLATION_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"Better Auth could not be installed: npm took more than {INSTALLATION_SECONDS} s")
-    if npm_ci.returncode:
-        pytest.skip(f"Better Auth could not be installed: {' '.join(npm_ci.stderr.split())[:300]}")
-    return node
 
 
 @contextmanager

@@ -27,9 +27,9 @@ FLAGS = [
 
 
 @contextmanager
-def opened(url: str, also: str | None = None, refused: Sequence[int] = ()) -> Iterator[Page]:
+def opened(url: str, also: str | None = None, refused: Sequence[int | str] = ()) -> Iterator[Page]:
     """The page at `url`. At the end it must have asked no origin but its own and `also` for anything, and its console
-    must show no errors but those of requests `refused` with these statuses.
+    must show no errors but those of requests `refused` with these statuses, or exactly these texts.
     """
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no browser: {CHROMIUM} is not installed")
@@ -37,7 +37,7 @@ def opened(url: str, also: str | None = None, refused: Sequence[int] = ()) -> It
     requests: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -49,9 +49,8 @@ def opened(url: str, also: str | None = None, refused: Sequence[int] = ()) -> It
     assert requests
     assert [asked for asked in requests if not asked.startswith((*allowed, "data:"))] == []
     statuses = [re.search(r"responded with a status of (\d+)", error) for error in errors]
-    assert [int(status[1]) if status else error for status, error in zip(statuses, errors, strict=True)] == list(
-        refused
-    )
+    seen = [int(status[1]) if status else error for status, error in zip(statuses, errors, strict=True)]
+    assert seen == list(refused), seen
 
 
 def by_name(base_url: str) -> str:
