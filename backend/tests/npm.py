@@ -1,5 +1,6 @@
 """Node.js packages for tests."""
 
+import fcntl
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,10 +25,17 @@ def install(folder: Path) -> str:
     Skips the test if the packages cannot be installed.
     """
     path = node()
-    # npm writes this file last.
-    done = folder / "node_modules/.package-lock.json"
-    if done.exists() and done.stat().st_mtime >= (folder / "package-lock.json").stat().st_mtime:
-        return path
+    with (folder / "package-lock.json").open() as lock:
+        # Another process of the test run may install the same packages.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # npm writes this file last.
+        done = folder / "node_modules/.package-lock.json"
+        if not done.exists() or done.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+            _npm_ci(folder)
+    return path
+
+
+def _npm_ci(folder: Path) -> None:
     try:
         npm_ci = subprocess.run(
             ["npm", *NPM_CI], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS
@@ -36,4 +44,3 @@ def install(folder: Path) -> str:
         pytest.skip(f"npm took more than {SECONDS} s to install packages")
     if npm_ci.returncode:
         pytest.skip(f"npm could not install packages: {' '.join(npm_ci.stderr.split())[:300]}")
-    return path

@@ -1,4 +1,4 @@
-"""Better Auth as a test's peer: its installation, its server, and people with an account there."""
+"""A Better Auth server for tests, and people with accounts on it."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ READY = "Better Auth: "
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody with an account; `token` is the JWT that Better Auth made for the session of the sign-up."""
+    """A person with an account; `token` is the JWT for the session that the sign-up started."""
 
     id: str
     name: str
@@ -30,13 +30,13 @@ class Person:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that proves who it is."""
+        """The header with the person's token."""
         return {"Authorization": f"Bearer {self.token}"}
 
 
 @contextmanager
 def serving(node: str, database_url: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Run Better Auth with its tables in the database, made if they are missing; its origin, and the process."""
+    """Run Better Auth, creating its tables if they are missing. Yields its origin and the process."""
     process = subprocess.Popen(
         [node, "server.mjs"],
         cwd=FOLDER,
@@ -63,7 +63,7 @@ def serving(node: str, database_url: str) -> Iterator[tuple[str, "subprocess.Pop
 
 
 def sign_up(origin: str) -> Person:
-    """Make an account at the Better Auth of `origin`, and fetch a token as a browser would."""
+    """Create an account with the Better Auth at `origin`, and fetch a token as a browser does."""
     unique = uuid4().hex
     name, email = f"Name {unique}", f"{unique}@example.com"
     with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as browser:
