@@ -1,6 +1,8 @@
 """The code in the quickstarts, built by Next.js and used in Chromium; `.ci/nextjs` runs it, `make test` does not."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -125,6 +127,14 @@ def item(page: Page, title: str) -> Locator:
 def rename(page: Page, title: str) -> None:
     page.get_by_label("Title").fill(title)
     page.get_by_role("button", name="Save").click()
+
+
+def test_the_quickstarts_name_the_versions_that_are_tested() -> None:
+    package = json.loads((HERE / "package.json").read_text())
+    tested = package["dependencies"] | package["devDependencies"]
+    named = dict(re.findall(r"([\w-]+)@(\d[\d.]+\d)", "".join(page.read_text() for page in quickstarts.PAGES)))
+    assert named.pop("create-next-app") == tested["next"]
+    assert named == {name: tested[name] for name in ("better-auth", "pg", "openapi-fetch", "openapi-typescript")}
 
 
 def test_the_app_works_from_sign_up_to_sign_out(app: str, service: Service) -> None:
