@@ -1,4 +1,4 @@
-"""A stand-in for a Next.js frontend with Better Auth: it serves a folder, a JWKS, and a token for its one user."""
+"""A server for frontends in tests: it serves a folder, and like Better Auth a JWKS and tokens, for one user."""
 
 import json
 import threading
@@ -18,14 +18,14 @@ from jwt.algorithms import OKPAlgorithm
 
 @dataclass(frozen=True)
 class Frontend:
-    """Where it is, and who is signed in."""
+    """The frontend's origin and the id of its user."""
 
     origin: str
     user: str
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a service that works for it is told."""
+        """The settings of a service that accepts its tokens and requests."""
         return {
             "AUTH_JWKS_URL": f"{self.origin}/api/auth/jwks",
             "AUTH_ISSUER": self.origin,
@@ -62,13 +62,13 @@ class _Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # so it is called in the base class
-        """Say nothing."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
+        """Log nothing."""
 
 
 @contextmanager
 def frontend(folder: Path) -> Iterator[Frontend]:
-    """Serve `folder` for a new user."""
+    """Serve `folder`, with tokens for a new user."""
     with _Server(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
         server.user = str(uuid4())
         server.origin = f"http://127.0.0.1:{server.server_port}"

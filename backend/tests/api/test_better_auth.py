@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from backend.core import auth, schema
+from backend.tests import npm
 from backend.tests.better_auth import running
 from backend.tests.better_auth.running import Person, sign_up
 from backend.tests.conftest import empty_database
@@ -43,7 +44,7 @@ def production(better_auth: str, database_url: str, folder: Path) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    return running.installed()
+    return npm.install(running.FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
-"""Better Auth as a test's peer: its installation, its server, and people with an account there."""
+"""A Better Auth server for tests, and people with accounts on it."""
 
-import fcntl
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
-import pytest
 
 FOLDER = Path(__file__).parent
-INSTALLATION_SECONDS = 300
-NPM_CI = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--loglevel=error")
 READY = "Better Auth: "
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody with an account; `token` is the JWT that Better Auth made for the session of the sign-up."""
+    """A person with an account; `token` is the JWT for the session that the sign-up started."""
 
     id: str
     name: str
@@ -35,45 +30,13 @@ class Person:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that proves who it is."""
+        """The header with the person's token."""
         return {"Authorization": f"Bearer {self.token}"}
-
-
-def installed() -> str:
-    """Install Better Auth unless it is there; the path of Node.js. Skips the test where that is not possible."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip("Better Auth needs Node.js: node or npm is not installed")
-    with (FOLDER / "package-lock.json").open() as lock:
-        # Another process of the test run may install it at the same time.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _install(npm)
-    return node
-
-
-def _install(npm: str) -> None:
-    # npm writes it last.
-    done = FOLDER / "node_modules/.package-lock.json"
-    if done.exists() and done.stat().st_mtime >= (FOLDER / "package-lock.json").stat().st_mtime:
-        return
-    try:
-        npm_ci = subprocess.run(
-            [npm, *NPM_CI],
-            cwd=FOLDER,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALLATION_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"Better Auth could not be installed: npm took more than {INSTALLATION_SECONDS} s")
-    if npm_ci.returncode:
-        pytest.skip(f"Better Auth could not be installed: {' '.join(npm_ci.stderr.split())[:300]}")
 
 
 @contextmanager
 def serving(node: str, database_url: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Run Better Auth with its tables in the database, made if they are missing; its origin, and the process."""
+    """Run Better Auth, creating its tables if they are missing. Yields its origin and the process."""
     process = subprocess.Popen(
         [node, "server.mjs"],
         cwd=FOLDER,
@@ -100,7 +63,7 @@ def serving(node: str, database_url: str) -> Iterator[tuple[str, "subprocess.Pop
 
 
 def sign_up(origin: str) -> Person:
-    """Make an account at the Better Auth of `origin`, and fetch a token as a browser would."""
+    """Create an account with the Better Auth at `origin`, and fetch a token as a browser does."""
     unique = uuid4().hex
     name, email = f"Name {unique}", f"{unique}@example.com"
     with httpx.Client(base_url=origin, headers={"Origin": origin}, timeout=30) as browser:

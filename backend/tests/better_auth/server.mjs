@@ -1,5 +1,6 @@
-// A Better Auth server set up as a frontend's would be, with its tables in the database of DATABASE_URL.
-// It listens on 127.0.0.1:PORT (any free one by default), says where once it is ready, and ends with its standard input.
+// A Better Auth server with the settings that a frontend needs, and with its tables in the database of DATABASE_URL.
+// It listens on 127.0.0.1:PORT (by default any free port), prints its address when it is ready, and ends at the end of its
+// standard input.
 import { createServer } from "node:http";
 import { betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";

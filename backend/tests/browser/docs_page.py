@@ -1,4 +1,4 @@
-"""The documentation pages in a browser; `.ci/browser` runs it, `make test` does not."""
+"""The documentation pages in a browser; `.ci/browser` runs this, `make test` does not."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ SIX = ["create_task", "list_tasks", "get_task", "update_task", "toggle_task", "d
 
 
 def try_out(page: Page, operation: str, **typed: str) -> Any:
-    """Open an operation, press 'Try it out' and 'Execute', with nothing changed but the parameters `typed`."""
+    """Open an operation, fill in only the parameters `typed`, and execute it. Returns the response."""
     block = page.locator(f"#operations-tasks-{operation}")
     block.locator(".opblock-summary-control").click()
     block.get_by_role("button", name="Try it out").click()
@@ -30,7 +30,7 @@ def try_out(page: Page, operation: str, **typed: str) -> Any:
     return answered.value
 
 
-def test_the_root_leads_to_docs_that_render(base_url: str) -> None:
+def test_the_root_redirects_to_the_docs_page_which_renders(base_url: str) -> None:
     with opened(by_name(base_url) + "/") as page:
         expect(page.locator(".swagger-ui .info .title")).to_contain_text("Tasks")
         expect(page.locator(".opblock-tag-section#operations-tag-tasks, .opblock")).not_to_have_count(0)
@@ -41,7 +41,7 @@ def test_the_root_leads_to_docs_that_render(base_url: str) -> None:
         screenshot(page, "docs")
 
 
-def test_every_operation_works_by_clicking_with_nothing_typed_but_the_id_of_the_task(
+def test_every_operation_works_by_clicking_and_typing_only_the_id_of_the_task(
     base_url: str, client: httpx.Client
 ) -> None:
     with opened(by_name(base_url) + "/docs") as page:
@@ -71,7 +71,7 @@ def test_redoc_renders(base_url: str) -> None:
         page.wait_for_load_state("networkidle")
 
 
-def test_with_authentication_there_is_a_button_for_the_token(database_url: str, tmp_path: Path) -> None:
+def test_with_authentication_the_page_takes_a_token(database_url: str, tmp_path: Path) -> None:
     with frontend(tmp_path) as ours:
         auth = {name.lower(): value for name, value in ours.settings.items()}
         token = httpx.get(f"{ours.origin}/api/auth/token").json()["token"]

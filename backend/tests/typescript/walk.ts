@@ -1,11 +1,13 @@
-// Walks all six operations with the client of the quickstart; runs in Node and in a browser page alike.
-import { connect, create, load, page, reason, save, type Task, type TaskCreate, type TaskUpdate } from "./tasks.js";
+// Uses all six operations through the client in the quickstart, in Node and in a page in a browser.
+import {
+  complete, connect, create, load, page, remove, save, type Query, type Task, type TaskCreate, type TaskUpdate,
+} from "./tasks.js";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
-function holds<_ extends true>(): void {}
+function assertType<_ extends true>(): void {}
 
-// What the generated types must say; a false one does not compile.
-holds<
+// A type that differs from these does not compile.
+assertType<
   Same<Task, {
     id: string;
     user_id: string;
@@ -16,78 +18,90 @@ holds<
     updated_at: string;
   }>
 >();
-holds<Same<TaskCreate, { title: string; description?: string | null; completed?: boolean }>>();
-holds<Same<TaskUpdate, { title?: string; description?: string | null; completed?: boolean }>>();
+assertType<Same<TaskCreate, { title: string; description?: string | null; completed?: boolean }>>();
+assertType<Same<TaskUpdate, { title?: string; description?: string | null; completed?: boolean }>>();
+// @ts-expect-error a title is never null
+const noTitle: TaskUpdate = { title: null };
+// @ts-expect-error `status` is all, pending or completed
+const noStatus: Query = { status: "open" };
 
-function check(condition: boolean, what: string): asserts condition {
-  if (!condition) throw new Error(`expected ${what}`);
+function check(condition: boolean, expected: string): asserts condition {
+  if (!condition) throw new Error(`expected ${expected}`);
 }
 
-/** The operations that were seen to work, for the user that `token` belongs to; throws at the first that does not. */
-export async function walk(baseUrl: string, userId: string, token: () => Promise<string>): Promise<string[]> {
-  const client = connect(baseUrl, token);
-  const ofUser = { path: { user_id: userId } };
+/** The message of the error that the promise is rejected with. */
+async function failure(promise: Promise<unknown>): Promise<string> {
+  return promise.then(() => check(false, "an error"), (error) => error.message);
+}
+
+/** The operations that work, for the user that the tokens belong to. Throws at the first that does not. */
+export async function walk(baseUrl: string, userId: string, fetchToken: () => Promise<string>): Promise<string[]> {
+  const tokens = [Promise.resolve("expired")];
+  let fetched = 0;
+  const client = connect(userId, () => (fetched++, tokens.pop() ?? fetchToken()), baseUrl);
+  const { api, user } = client;
   const walked: string[] = [];
 
-  const first = await create(client, userId, { title: "Buy milk", description: null }, "the key of this form");
-  check(first.title === "Buy milk" && first.description === null && !first.completed, "the task that was asked for");
-  const again = await client.POST("/api/{user_id}/tasks", {
-    params: { ...ofUser, header: { "idempotency-key": "the key of this form" } },
+  const first = await create(client, { title: "Buy milk", description: null }, "key of this form");
+  check(first.title === "Buy milk" && first.description === null && !first.completed, "the task as requested");
+  check(fetched === 2, "one new token after a refused one");
+  const again = await api.POST("/api/{user_id}/tasks", {
+    params: { path: user, header: { "Idempotency-Key": "key of this form" } },
     body: { title: "Buy milk" },
   });
   check(again.data?.id === first.id, "the same task under the same key");
   check(again.response.headers.get("Idempotency-Replayed") === "true", "Idempotency-Replayed to be readable");
   check(again.response.headers.get("Location") === `/api/${userId}/tasks/${first.id}`, "Location to be readable");
   check(again.response.headers.get("X-Request-ID") !== null, "X-Request-ID to be readable");
+  check((await failure(create(client, { title: " " }, "another"))).startsWith("title: "), "a sentence");
+  let asked = 0;
+  const signedOut = connect(userId, () => (asked++, Promise.reject(new Error("signed out"))), baseUrl);
+  check((await failure(create(signedOut, { title: "Buy milk" }, "a third"))) === "signed out" && asked === 1, "no retry");
   walked.push("create_task");
 
-  for (const title of ["Two", "Three", "Four", "Five"]) await create(client, userId, { title });
+  for (const title of ["Two", "Three", "Four", "Five"]) await create(client, { title }, title);
+  const query: Query = { status: "pending", limit: 2, total: true };
   const titles: string[] = [];
   let pages = 0;
   let cursor: string | undefined;
   do {
-    const { tasks, next } = await page(client, userId, { completed: false, limit: 2 }, cursor);
+    const { tasks, next, total } = await page(client, { ...query, cursor });
+    check(total === 5, "the total on every page");
     titles.push(...tasks.map((task) => task.title));
     cursor = next;
     pages++;
   } while (cursor);
   check(titles.join() === "Five,Four,Three,Two,Buy milk" && pages === 3, "three pages, newest first");
-  const counted = await client.GET("/api/{user_id}/tasks", { params: { ...ofUser, query: { total: true } } });
-  check(counted.response.headers.get("X-Total-Count") === "5", "X-Total-Count to be readable");
+  check((await page(client, { search: "MILK" })).tasks.length === 1, "one task with this word");
   walked.push("list_tasks");
 
-  const seen = await load(client, userId, first.id);
-  check(seen.task.updated_at === first.updated_at, "the task as it was created");
-  const path = { user_id: userId, task_id: first.id };
-  const known = await client.GET("/api/{user_id}/tasks/{task_id}", {
-    params: { path, header: { "if-none-match": seen.etag } },
-    cache: "no-store", // the page's own question, not the browser cache's
+  const loaded = await load(client, first.id);
+  check(loaded.task.updated_at === first.updated_at, "the task as it was created");
+  const path = { ...user, task_id: first.id };
+  const cached = await api.GET("/api/{user_id}/tasks/{task_id}", {
+    params: { path, header: { "If-None-Match": loaded.etag } },
+    cache: "no-store", // the request itself, not the browser's cache
   });
-  check(known.response.status === 304, "304 for a task that is known");
+  check(cached.response.status === 304, "304 for an unchanged task");
   walked.push("get_task");
 
-  const saved = await save(client, seen, { title: "Buy oat milk" });
-  check(saved?.task.title === "Buy oat milk" && saved.etag !== seen.etag, "another title and version");
-  check((await save(client, seen, { title: "Too late" })) === null, "no change over somebody else's");
-  const refused = await client.PUT("/api/{user_id}/tasks/{task_id}", { params: { path }, body: { title: " " } });
-  check(refused.response.status === 422 && typeof refused.error?.detail === "object", "a typed 422");
-  check(refused.error.detail[0]?.loc.join() === "body,title", "the place of what was refused");
-  check(reason(refused.error).startsWith("title: "), "a sentence for people");
-  // @ts-expect-error a title is never null
-  const nothing: TaskUpdate = { title: null };
-  check((await client.PUT("/api/{user_id}/tasks/{task_id}", { params: { path }, body: nothing })).error !== undefined, "422");
+  const saved = await save(client, loaded, { title: "Buy oat milk" });
+  check(saved?.task.title === "Buy oat milk" && saved.etag !== loaded.etag, "another title and version");
+  check((await save(client, loaded, { title: "Too late" })) === null, "no change to a newer version");
+  const refused = await api.PUT("/api/{user_id}/tasks/{task_id}", { params: { path }, body: noTitle });
+  check(refused.response.status === 422 && refused.error !== undefined, "422 for a title of null");
+  check("errors" in refused.error && refused.error.errors[0]?.loc.join() === "body,title", "the field that was refused");
+  check((await api.GET("/api/{user_id}/tasks", { params: { path: user, query: noStatus } })).response.status === 422, "422");
   walked.push("update_task");
 
-  const flipped = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path } });
-  check(flipped.data?.completed === true, "a completed task");
-  const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path }, body: { completed: true } });
-  check(set.data?.completed === true, "a task that stays completed");
+  const toggled = await api.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params: { path } });
+  check(toggled.data?.completed === true, "a completed task");
+  check((await complete(client, first.id, true)).completed, "a task that stays completed");
   walked.push("toggle_task");
 
-  const deleted = await client.DELETE("/api/{user_id}/tasks/{task_id}", { params: { path } });
-  check(deleted.response.status === 204, "the task to be deleted");
-  const gone = await client.GET("/api/{user_id}/tasks/{task_id}", { params: { path } });
-  check(gone.response.status === 404 && gone.error !== undefined, "404 for a task that is gone");
+  await remove(client, first.id);
+  await remove(client, first.id);
+  check((await failure(load(client, first.id))).includes("no such task"), "the task to be deleted");
   walked.push("delete_task");
   return walked;
 }

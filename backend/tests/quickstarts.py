@@ -1,0 +1,17 @@
+"""The code in the pages for the frontend."""
+
+import re
+from collections import defaultdict
+
+from backend.tests.serving import ROOT
+
+PAGES = [ROOT / "specs/002-better-auth-jwt/quickstart.md", ROOT / "specs/003-nextjs-client/quickstart.md"]
+
+
+def files() -> dict[str, str]:
+    """What each file contains; a block's first line names its file, and several blocks may belong to one file."""
+    contents: dict[str, str] = defaultdict(str)
+    for page in PAGES:
+        for name, code in re.findall(r"^```\w+\n(?://|#) (\S+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
+            contents[name] += code
+    return dict(contents)
