@@ -1,1 +1,1 @@
-"""The service measured against what it replaces and what it stands on; `python -m backend.benchmarks --help`."""
+"""Measures the service against a tutorial-style service and the bare driver: `python -m backend.benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""`python -m backend.benchmarks`: what was asked for, round by round, and its report."""
+"""`python -m backend.benchmarks`: measure round by round and print the report."""
 
 import argparse
 import json
@@ -9,22 +9,23 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from backend.benchmarks import database, delay, load
+from backend.benchmarks import database, load, proxy
 from backend.benchmarks.database import Dataset, show
 from backend.benchmarks.report import Report
 from backend.benchmarks.servers import COMMANDS, Server
 
-TASKS = 100_000  # so that the owner has 10,000
+TASKS = 100_000  # gives the owner 10,000
 FEW = 10_000
-DESCRIPTION = """Measure the service, the tutorial's way (FastAPI + SQLModel) and the bare driver (no framework) on one
-PostgreSQL, one worker each, in turns, and print the medians. Takes Linux and wrk."""
+DESCRIPTION = """Compare the service with two others on the same PostgreSQL: the tutorial (FastAPI + SQLModel as their
+documentation teaches) and the bare driver (psycopg2 without a framework). Each runs as one process. They are measured
+in turns, and the report shows medians. Requires Linux and wrk."""
 EPILOG = f"""mix: half get, a fifth list-20, a tenth each create, update and toggle. deep-offset and deep-cursor: the
-last 50 of 10,000 tasks of a user, with --fill 50 at depth 100,000. What else the machine does spoils the numbers: trust
-ratios within one run, and no single round. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
+last 50 of 10,000 tasks of a user, with --fill 50 at depth 100,000. Other work on the machine distorts the figures:
+compare ratios within one run. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
 
 
 class Contender(NamedTuple):
-    """Who is measured on what: the name in the report, one of `COMMANDS`, and the data."""
+    """A server to measure: its name in the report, its key in `COMMANDS`, and its data."""
 
     name: str
     command: str
@@ -35,29 +36,29 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m backend.benchmarks", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--quick", action="store_true", help="one round, of one second each, on 16 connections where they are not said")
-    add("--rounds", type=int, help="how often everything is measured (3)")
-    add("--seconds", type=int, help="how long each time (3)")
+    add("--quick", action="store_true", help="one round of one second each, with 16 connections unless given")
+    add("--rounds", type=int, help="number of rounds (3)")
+    add("--seconds", type=int, help="duration of each measurement (3)")
     add(
         "--connections",
         type=int,
         nargs="+",
         metavar="N",
-        help="requests at once (1 16 64; with --delay-ms or --fill 1)",
+        help="concurrent connections (1 16 64; with --delay-ms or --fill 1)",
     )
     add("--scenarios", nargs="+", metavar="NAME", choices=load.COMPARABLE + load.LARGE, help="what to measure (all)")
-    add("--database-url", metavar="URL", help="a server to make (and drop) databases on, instead of an embedded one")
-    add("--json", type=Path, metavar="FILE", help="write all samples to this file")
+    add("--database-url", metavar="URL", help="server to create (and drop) the databases on (an embedded server)")
+    add("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--delay-ms", type=float, metavar="MS", help="put a network in front of the database: so long a round trip")
-    add("--fill", type=int, metavar="TASKS", help=f"the service on so many tasks (10000000) and on {FEW:,}, no peers")
+    add("--delay-ms", type=float, metavar="MS", help="add MS milliseconds to each round trip to the database")
+    add("--fill", type=int, metavar="TASKS", help=f"compare the service on TASKS tasks (10000000) and on {FEW:,}")
     arguments = parser.parse_args()
     if arguments.fill is not None and (arguments.fill <= FEW or arguments.fill % FEW):
-        parser.error(f"--fill takes a multiple of {FEW} above it")
+        parser.error(f"--fill requires a multiple of {FEW} greater than {FEW}")
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
     arguments.seconds = arguments.seconds or (1 if arguments.quick else 3)
-    usual = [1] if arguments.delay_ms or arguments.fill else [16] if arguments.quick else [1, 16, 64]
-    arguments.connections = arguments.connections or usual
+    default = [1] if arguments.delay_ms or arguments.fill else [16] if arguments.quick else [1, 16, 64]
+    arguments.connections = arguments.connections or default
     arguments.scenarios = arguments.scenarios or (load.LARGE if arguments.fill else load.COMPARABLE)
     return arguments
 
@@ -75,10 +76,12 @@ def main() -> None:
         if not arguments.fill:
             near = data[0]
             if arguments.delay_ms:
-                near = replace(near, url=stack.enter_context(delay.delayed(near.url, arguments.delay_ms)))
-                notes.append(f"A round trip to the database takes {delay.round_trip_ms(near.url):.1f} ms.")
+                near = replace(near, url=stack.enter_context(proxy.proxied(near.url, arguments.delay_ms)).url)
+                notes.append(f"A round trip to the database takes {proxy.round_trip_ms(near.url):.1f} ms.")
             contenders = [Contender(name, name, near) for name in COMMANDS]
         report = Report([contender.name for contender in contenders], notes)
+        if not arguments.fill:
+            count_trips(data[0], report)
         for number in range(1, arguments.rounds + 1):
             measure_round(f"round {number} of {arguments.rounds}", arguments, contenders, report)
     show("")
@@ -87,8 +90,18 @@ def main() -> None:
     print(report.table())
 
 
+def count_trips(data: Dataset, report: Report) -> None:
+    """Start every server behind a proxy that counts its round trips to the database."""
+    with proxy.proxied(data.url) as proxied:
+        for name in COMMANDS:
+            show(f"round trips of {name}")
+            server = Server(name, name, proxied.url, path=data.paths(1)[0])
+            report.trips[name] = server.trips(proxied.trips)
+            server.stop()
+
+
 def measure_round(title: str, arguments: argparse.Namespace, contenders: list[Contender], report: Report) -> None:
-    """Start every server afresh, and have them take turns at each scenario."""
+    """Start all servers, then measure them in turns, scenario by scenario."""
     with ExitStack() as stack:
         running: list[tuple[Server, Dataset, str]] = []
         for name, command, data in contenders:

@@ -1,4 +1,4 @@
-"""The peer without a framework: psycopg2 in threads behind an ASGI function. It validates nothing."""
+"""The bare driver: psycopg2 in threads behind an ASGI function, without a framework or validation."""
 
 import asyncio
 import json
@@ -24,26 +24,26 @@ UPDATE = f"""UPDATE tasks SET title = coalesce(%s, title), description = coalesc
 TOGGLE = f"""UPDATE tasks SET completed = NOT completed, version = version + 1, updated_at = now()
     WHERE user_id = %s AND id = %s RETURNING {COLUMNS}"""
 
-here = threading.local()
+local = threading.local()
 
 
 def connect() -> None:
-    here.connection = psycopg2.connect(os.environ["DATABASE_URL"])
-    here.connection.autocommit = True
+    local.connection = psycopg2.connect(os.environ["DATABASE_URL"])
+    local.connection.autocommit = True
 
 
 threads = ThreadPoolExecutor(10, initializer=connect)
 
 
 def fetch(sql: str, values: tuple[str | bool | None, ...]) -> list[dict[str, str | bool | None]]:
-    with here.connection.cursor() as cursor:
+    with local.connection.cursor() as cursor:
         cursor.execute(sql, values)
         rows = cursor.fetchall()
     return [dict(zip(FIELDS, (*row[:5], row[5].isoformat(), row[6].isoformat()), strict=True)) for row in rows]
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    status, sql, values = await understand(scope, receive)
+    status, sql, values = await parse(scope, receive)
     rows = await asyncio.get_running_loop().run_in_executor(threads, fetch, sql, values)
     content = json.dumps(rows if sql == LIST else rows[0] if rows else None).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
@@ -51,7 +51,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-async def understand(scope: Scope, receive: Receive) -> tuple[int, str, tuple[str | bool | None, ...]]:
+async def parse(scope: Scope, receive: Receive) -> tuple[int, str, tuple[str | bool | None, ...]]:
     match scope["method"], scope["path"].split("/")[2:]:
         case "GET", [user, _, task]:
             return 200, GET, (user, task)

@@ -1,11 +1,11 @@
-"""Databases to measure on: each made for the run, migrated, filled, and dropped after it."""
+"""Databases to measure on: each is created for the run, migrated, filled, and dropped afterwards."""
 
 import io
 import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -24,7 +24,7 @@ COPY = "COPY tasks (id, user_id, title, description, completed, created_at, upda
 
 @dataclass(frozen=True)
 class Dataset:
-    """The database at `url` with so many tasks: one user, the owner, has a tenth of them, each other user 90."""
+    """The database at `url` with `tasks` tasks: one user, the owner, has a tenth of them, every other user has 90."""
 
     url: str
     tasks: int
@@ -36,18 +36,18 @@ class Dataset:
 
     @property
     def depth(self) -> int:
-        """How far down that list a deep page begins: 50 before its end, but not below 100,000."""
+        """The offset of a deep page of that list: 50 before its end, at most 100,000."""
         return min(self.tasks // 10 - 50, 100_000)
 
     def paths(self, size: int) -> list[str]:
-        """The paths of so many tasks of the other users."""
+        """The paths of `size` tasks of the other users."""
         numbers = [n // 9 * 10 + n % 9 + 1 for n in random.Random(1).sample(range(self.tasks // 10 * 9), size)]
         return [f"/api/{_identity('user', self._user_of(n))}/tasks/{_identity('task', n)}" for n in numbers]
 
     def fill(self) -> None:
-        """COPY the rows in, and show how far it is where somebody looks."""
+        """Insert the rows with COPY and show the progress."""
         with closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
-            # Building an index over rows that are there is several times quicker than row by row.
+            # Building an index after loading the rows is several times faster than updating it row by row.
             cursor.execute(
                 "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname LIKE 'ix%'"
             )
@@ -68,20 +68,34 @@ class Dataset:
             connection.autocommit = True
             cursor.execute("VACUUM (ANALYZE)")
 
+    def cpu_seconds(self) -> dict[int, float]:
+        """CPU time used so far by each backend of this database, by process id; empty if the server is remote."""
+        used = {}
+        with closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            for (pid,) in cursor.fetchall():
+                process = Path(f"/proc/{pid}")
+                with suppress(OSError):  # it has ended, or runs on another machine
+                    if process.joinpath("comm").read_text() == "postgres\n":
+                        used[pid] = int(process.joinpath("schedstat").read_text().split()[0]) / 1e9
+        return used
+
     def _user_of(self, number: int) -> int:
-        # In order of time the tasks of one user lie far apart, as they would if people had made them.
+        # The tasks of one user are spread over time, as if people had created them.
         return 1 + (number // 10 * 9 + number % 10 - 1) % (self.tasks // 100) if number % 10 else 0
 
     def _row(self, number: int) -> str:
         at = datetime.now(UTC) - timedelta(seconds=(self.tasks - number) * 3)
-        description = f"What there is to say about task {number}, in one sentence." if number % 2 else r"\N"
+        description = f"A description of task {number} in one short sentence." if number % 2 else r"\N"
         ids = f"{_identity('task', number)}\t{_identity('user', self._user_of(number))}"
         return f"{ids}\tBuy milk {number}\t{description}\t{number % 3 == 0}\t{at}\t{at}\n"
 
 
 @contextmanager
 def server(url: str | None) -> Iterator[str]:
-    """A server to make databases on: the one at `url`, or an embedded one that is thrown away."""
+    """The URL of a server for the databases: `url`, or that of a temporary embedded server."""
     with TemporaryDirectory(prefix="benchmark-") as folder:
         if url is not None:
             yield url
@@ -92,7 +106,7 @@ def server(url: str | None) -> Iterator[str]:
 
 @contextmanager
 def filled(server_url: str, tasks: int) -> Iterator[Dataset]:
-    """A new database on the server, migrated and with so many tasks in it."""
+    """A new database on the server, migrated and filled with `tasks` tasks."""
     name = f"benchmark_{os.getpid()}_{tasks}"
     dataset = Dataset(make_url(server_url).set(database=name).render_as_string(hide_password=False), tasks)
     _execute(server_url, f"CREATE DATABASE {name}")
@@ -111,10 +125,10 @@ def _execute(url: str, sql: str) -> None:
 
 
 def _identity(kind: str, number: int) -> str:
-    return str(UUID(bytes=blake2b(f"{kind} {number}".encode(), digest_size=16).digest()))
+    return str(UUID(bytes=blake2b(f"{kind} {number}".encode(), digest_size=16).digest(), version=4))
 
 
 def show(progress: str) -> None:
-    """Say on a terminal what is going on, in one line that the next one replaces."""
+    """Show progress on a terminal, in one line that the next call replaces."""
     if sys.stderr.isatty():
         print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""One measurement: wrk against a server, and what the server's process used meanwhile."""
+"""One measurement: wrk against a server, and the CPU time used meanwhile by the server and by PostgreSQL."""
 
 import json
 import shutil
@@ -17,29 +17,32 @@ SERVICE_ONLY = ("deep-cursor", "search", "search-none", "total")
 
 
 class Sample(NamedTuple):
-    """Requests per second; milliseconds (median, 99th percentile); CPU seconds per 1,000 requests; the share of time
-    that the server's main thread stood in line for a CPU; how many requests were answered 4xx or 5xx, or not at all."""
+    """Requests per second; latency in milliseconds (median and 99th percentile); CPU milliseconds per request, of the
+    server and of PostgreSQL's backends; the share of time that the server's main thread waited for a CPU; the number of
+    requests that returned 4xx or 5xx, and that failed."""
 
     rps: float
     p50: float
     p99: float
     cpu: float
+    database_cpu: float
     queued: float
-    refused: int
-    broken: int
+    rejected: int
+    failed: int
 
 
 def find_wrk() -> str:
-    """Where the load generator is, or the end of the run."""
+    """The path of the load generator; raises SystemExit if it is not installed."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        raise SystemExit("wrk, which makes the load, is not installed: `apt-get install wrk` or `brew install wrk`")
+        raise SystemExit("wrk, the load generator, is not installed: `apt-get install wrk`")
     return wrk
 
 
 def measure(server: Server, data: Dataset, cursor: str, scenario: str, connections: int, seconds: int) -> Sample:
-    """Ask for `scenario` over so many `connections` at once, from one thread; `cursor` is the path of a deep page."""
-    server.client.get(f"{data.owner}?limit=1")  # when this is answered, an earlier load is over
+    """Send requests of `scenario` for `seconds` from one thread of wrk; `cursor` is the path of a deep page."""
+    server.client.get(f"{data.owner}?limit=1")  # is served after all requests of an earlier load
+    backends = data.cpu_seconds()
     before = server.cpu_seconds(), server.queued_seconds()
     with NamedTemporaryFile("w") as paths:
         paths.write("\n".join(data.paths(5_000)))
@@ -51,9 +54,16 @@ def measure(server: Server, data: Dataset, cursor: str, scenario: str, connectio
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
     used, queued = server.cpu_seconds() - before[0], server.queued_seconds() - before[1]
-    seen = json.loads(output.partition("RESULT ")[2])
-    requests, took = seen.pop("requests"), seen.pop("seconds")
+    database_used = sum(now - backends.get(pid, 0) for pid, now in data.cpu_seconds().items())
+    result = json.loads(output.partition("RESULT ")[2])
+    requests, took = result.pop("requests"), result.pop("seconds")
     if not requests:
-        seen["broken"] += connections  # wrk does not count what it still waits for
-    cpu = used / requests * 1000 if requests else 0.0
-    return Sample(rps=requests / took, cpu=cpu, queued=queued / took, **seen)
+        result["failed"] += connections  # wrk does not count requests that are still waiting
+    per_request = 1000 / requests if requests else 0.0
+    return Sample(
+        rps=requests / took,
+        cpu=used * per_request,
+        database_cpu=database_used * per_request,
+        queued=queued / took,
+        **result,
+    )

@@ -1,12 +1,14 @@
-"""The servers that are measured: one process each, started alike."""
+"""The servers to measure: one process each, all started the same way."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
@@ -14,19 +16,19 @@ from uuid import uuid4
 import httpx
 
 PROJECT = Path(__file__).parents[2]
-UVICORN = ("uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log")
-# The service as it is shipped: with its own start, and its own log.
+UVICORN = (sys.executable, "-m", "uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log")
+# The service runs as it ships, with its own start command and request log.
 COMMANDS = {
-    "service": ("backend",),
+    "service": (sys.executable, "-m", "backend"),
     "tutorial": (*UVICORN, "backend.benchmarks.tutorial:app"),
     "bare": (*UVICORN, "--lifespan=off", "backend.benchmarks.bare:app"),
 }
 
 
 class Server:
-    """One of `COMMANDS` on the database at `database_url`; `name` is what the report calls it.
+    """A running server: one of `COMMANDS` on the database at `database_url`, called `name` in the report.
 
-    Making it starts the process and waits until GET of `path` is answered with 200, which took `start_seconds`.
+    The constructor starts the process and waits until GET `path` returns 200, which takes `start_seconds`.
     """
 
     def __init__(self, name: str, command: str, database_url: str, path: str) -> None:
@@ -36,18 +38,17 @@ class Server:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         settings = {"DATABASE_URL": database_url, "ENVIRONMENT": "production", "AUTH_DISABLED": "true"}
         settings |= {"PORT": str(port), "UVICORN_PORT": str(port)}
-        module, *arguments = COMMANDS[command]
         started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=gettempdir(),  # so that no .env is read
+            COMMANDS[command],
+            cwd=gettempdir(),  # contains no .env
             env={**os.environ, "PYTHONPATH": str(PROJECT), **settings},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while not self._answers(path):
             if time.monotonic() > started + 60 or self._process.poll() is not None:
                 self.stop()
-                raise SystemExit(f"{name} did not start; `python -m {' '.join(COMMANDS[command])}` may say why")
+                raise SystemExit(f"{name} did not start; to see why, run `{' '.join(COMMANDS[command])}`")
             time.sleep(0.005)
         self.start_seconds = time.monotonic() - started
 
@@ -58,7 +59,7 @@ class Server:
             return False
 
     def stop(self) -> None:
-        """End the process, also one that does not want to."""
+        """Stop the process; kill it if it does not stop within five seconds."""
         self.client.close()
         self._process.terminate()
         try:
@@ -68,23 +69,23 @@ class Server:
             self._process.wait()
 
     def cpu_seconds(self) -> float:
-        """What the process has used so far, in user and kernel mode."""
+        """CPU time used by the process so far, user and system."""
         fields = self._proc("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def queued_seconds(self) -> float:
-        """How long its main thread has stood in line for a CPU so far."""
+        """How long its main thread has waited for a CPU so far."""
         return int(self._proc("schedstat").split()[1]) / 1e9
 
     def memory_mib(self) -> float:
-        """The memory that the process has in use now (resident set)."""
+        """The resident set size now."""
         return int(self._proc("status").partition("VmRSS:")[2].split()[0]) / 1024
 
     def _proc(self, name: str) -> str:
         return Path(f"/proc/{self._process.pid}/{name}").read_text()
 
     def check(self) -> None:
-        """Raises SystemExit unless the answers are right, so that nothing is measured that does not do the work."""
+        """Raise SystemExit unless the responses are correct, so that only servers that do the work are measured."""
         tasks = f"/api/{uuid4()}/tasks"
         made = self._task("POST", tasks, 201, {"title": "Buy milk", "description": "Two"})
         expected = {
@@ -107,8 +108,29 @@ class Server:
             self._same("list", [_with_times(task) for task in self.client.get(tasks + query).json()], page)
         self._same("status", self.client.get(f"{tasks}/{uuid4()}").status_code, 404)
 
+    def trips(self, count: Callable[[], int]) -> dict[str, float]:
+        """Round trips to the database per request, as medians of five; `count` returns the number so far."""
+        tasks = f"/api/{uuid4()}/tasks"
+        task = f"{tasks}/{self._task('POST', tasks, 201, {'title': 'First'})['id']}"
+        requests = {
+            "get": ("GET", task),
+            "list-50": ("GET", f"{tasks}?limit=50"),
+            "create": ("POST", tasks),
+            "update": ("PUT", task),
+            "toggle": ("PATCH", f"{task}/complete"),
+        }
+        counted: dict[str, list[int]] = {scenario: [] for scenario in requests}
+        for number in range(5):
+            for scenario, (method, path) in requests.items():
+                before = count()
+                body = {"title": f"Title {number}"} if method in ("POST", "PUT") else None
+                self.client.request(method, path, json=body).raise_for_status()
+                time.sleep(0.02)  # some servers end their transaction after the response
+                counted[scenario].append(count() - before)
+        return {scenario: median(trips) for scenario, trips in counted.items()}
+
     def page(self, path: str, number: int) -> str:
-        """The path of page `number` of a list, as the service's links lead there."""
+        """The path of page `number` of a list, found by following the service's `next` links."""
         for _ in range(number):
             path = self.client.get(path).links["next"]["url"]
         return path
@@ -120,7 +142,7 @@ class Server:
 
     def _same(self, what: str, seen: object, expected: object) -> None:
         if seen != expected:
-            raise SystemExit(f"{self.name} answers wrong, nothing was measured: {what} is {seen}, not {expected}")
+            raise SystemExit(f"{self.name} returned a wrong response: {what} is {seen}, not {expected}")
 
 
 def _with_times(task: dict[str, Any]) -> dict[str, Any]:

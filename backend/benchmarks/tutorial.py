@@ -1,4 +1,4 @@
-"""The peer that follows the tutorials of FastAPI and SQLModel: a sync endpoint, a session each, entities in and out."""
+"""A service as the FastAPI and SQLModel tutorials teach: sync endpoints, a session per request, ORM entities."""
 
 import os
 from collections.abc import Iterator
