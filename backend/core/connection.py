@@ -107,6 +107,9 @@ class Connection:
                     self._loop.call_soon(self._watch)
             except psycopg2.Error as error:
                 self._waiter.set_exception(error)
+                if self._raw.closed:
+                    # At once: libpq has closed the socket, and the next connection may get its file number.
+                    self.close()
 
     def _on_writable(self) -> None:
         if self._raw.poll() != POLL_WRITE:
