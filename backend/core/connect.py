@@ -81,7 +81,7 @@ async def _first_success(
 
 async def _connect_to_host(parameters: dict[str, str], deadline: float) -> connection:
     host = parameters.get("host", "")
-    if not host or host[0] in "/@" or "hostaddr" in parameters:
+    if not host or host[0] in "/@" or parameters.get("hostaddr"):
         return await _connect(parameters, deadline)
     # libpq's DNS lookup would block the event loop, and libpq never leaves an address that does not answer.
     found = await asyncio.get_running_loop().getaddrinfo(

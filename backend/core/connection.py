@@ -59,8 +59,8 @@ class Connection:
         try:
             milliseconds = max(1, int((deadline - self._loop.time()) * 1000))
             self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
-            if len(self._cursor.query or b"") > MAX_BUFFERED and self._raw.poll() == POLL_WRITE:
-                self._loop.add_writer(self._file, self._on_writable)
+            if len(self._cursor.query or b"") > MAX_BUFFERED:
+                self._advance(waiter)
             await waiter
             if self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE:
                 return self._cursor.fetchall()
@@ -98,22 +98,30 @@ class Connection:
             # An idle server connection becomes readable only when the server closes it.
             self.close()
         elif not self._waiter.done():
-            try:
-                # Reads here and not in the waiting task: the asyncio loop would report the same bytes twice.
-                if self._raw.poll() == POLL_OK:
-                    self._waiter.set_result(None)
-                else:
-                    # uvloop stops watching a socket at its first error, after this call.
-                    self._loop.call_soon(self._watch)
-            except psycopg2.Error as error:
-                self._waiter.set_exception(error)
-                if self._raw.closed:
-                    # At once: libpq has closed the socket, and the next connection may get its file number.
-                    self.close()
+            self._advance(self._waiter)
 
     def _on_writable(self) -> None:
-        if self._raw.poll() != POLL_WRITE:
-            self._loop.remove_writer(self._file)
+        self._loop.remove_writer(self._file)
+        if self._waiter is not None and not self._waiter.done():
+            self._advance(self._waiter)
+
+    def _advance(self, waiter: "asyncio.Future[None]") -> None:
+        # Not in the waiting task: the asyncio loop would report the same bytes as readable once more.
+        try:
+            state = self._raw.poll()
+        except psycopg2.Error as error:
+            waiter.set_exception(error)
+            if self._raw.closed:
+                # At once: libpq has closed the socket, and the next connection may get its file number.
+                self.close()
+            return
+        if state == POLL_OK:
+            waiter.set_result(None)
+        elif state == POLL_WRITE:
+            self._loop.add_writer(self._file, self._on_writable)
+        else:
+            # uvloop stops watching a socket at its first error, after this call.
+            self._loop.call_soon(self._watch)
 
     def _on_timeout(self) -> None:
         if self._waiter is not None and not self._waiter.done():
