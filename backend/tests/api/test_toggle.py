@@ -57,7 +57,7 @@ def test_a_body_sets_the_state(client: httpx.Client, task: str, completed: bool)
         (b"true", ("body",)),
     ],
 )
-def test_a_body_that_does_not_say_which_is_refused_and_flips_nothing(
+def test_a_body_without_a_boolean_for_completed_toggles_nothing(
     client: httpx.Client, task: str, body: bytes, loc: tuple[str, ...]
 ) -> None:
     before = client.get(task)
