@@ -20,6 +20,9 @@ def headers(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name not in VARYING}
 
 
+NOBODY = UUID(int=1)
+
+
 def assert_same(one: httpx.Response, other: httpx.Response) -> None:
     assert (one.status_code, headers(one), one.content) == (other.status_code, headers(other), other.content)
 
