@@ -30,7 +30,6 @@ class State(TypedDict):
     """What is created at start and available in every request."""
 
     pool: Pool
-    traced: bool
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -61,11 +60,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 schema.upgrade_at_start(url)
             else:
                 url = settings.database_url.get_secret_value()
-            pool = Pool(url, settings.db_pool_size, settings.db_pool_timeout)
+            pool = Pool(url, settings.db_pool_size, settings.db_pool_timeout, traced=traced)
             stack.callback(pool.close)
             # Otherwise each full collection scans all modules and blocks the loop for about 80 ms.
             gc.freeze()
-            yield {"pool": pool, "traced": traced}
+            yield {"pool": pool}
 
     app = FastAPIOffline(
         title="Tasks",

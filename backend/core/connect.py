@@ -45,6 +45,12 @@ def split_hosts(url: str) -> list[dict[str, str]]:
     return [{**given, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
 
 
+def require_utf8(raw: connection) -> None:
+    """Raises psycopg2.OperationalError for a database that cannot store every title."""
+    if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
+        raise psycopg2.OperationalError(f"the database's encoding is {encoding}, it must be UTF8")
+
+
 async def connect(hosts: list[dict[str, str]], deadline: float) -> connection:
     """Connect to the first of `hosts` that accepts a connection before `deadline`, in the event loop's time.
 
@@ -107,8 +113,7 @@ async def _connect(parameters: dict[str, str], _: float) -> connection:
             finally:
                 remove(file)
         register_type(TIMESTAMPTZ, raw)
-        if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
-            raise psycopg2.NotSupportedError(f"the database's encoding is {encoding}, it must be UTF8")
+        require_utf8(raw)
     except BaseException:
         raw.close()
         raise

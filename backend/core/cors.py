@@ -17,7 +17,7 @@ class CORSMiddleware(cors.CORSMiddleware):
         async def send_with_vary(message: Message) -> None:
             # Without it, a cache would answer a cross-origin request with this response, which allows no origin.
             if message["type"] == "http.response.start":
-                message["headers"].append((b"vary", b"Origin"))
+                message = {**message, "headers": [*message.get("headers", ()), (b"vary", b"Origin")]}
             await send(message)
 
         await self.app(scope, receive, send_with_vary)

@@ -1,6 +1,5 @@
 """The session: what a request runs a model's statements with."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -21,9 +20,6 @@ logger = logging.getLogger(__name__)
 tracer = trace.get_tracer(__name__)
 
 DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
-
-# Seconds.
-LONG_WAIT = 0.1
 
 Row = TypeVar("Row")
 Retry = Literal["read_only", "idempotent", "never"]
@@ -55,11 +51,9 @@ class Statement(Generic[Row]):
 class Session:
     """Runs statements for one request, each in a transaction of its own."""
 
-    def __init__(self, pool: Pool, request: Request, *, traced: bool = False) -> None:
+    def __init__(self, pool: Pool, request: Request) -> None:
         self._pool = pool
         self._request = request
-        self._loop = asyncio.get_running_loop()
-        self._traced = traced
 
     async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
         """Run `statement` in one round trip and return its rows.
@@ -67,7 +61,7 @@ class Session:
         A statement whose connection breaks is retried once if that is safe. Raises HTTPException 503 if the database is
         unreachable or too slow; its detail tells whether something may have been written.
         """
-        if not self._traced:
+        if not self._pool.traced:
             return await self._exec(statement, parameters)
         attributes = {
             "db.system.name": "postgresql",
@@ -80,7 +74,7 @@ class Session:
     async def _exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
         pool, user, outcome = self._pool, parameters.get("user_id"), NOT_WRITTEN
         await self._acquire_slot(user)
-        deadline = self._loop.time() + pool.timeout
+        deadline = pool.deadline()
         try:
             for may_retry in (True, False):
                 connection = await pool.acquire(deadline)
@@ -115,21 +109,32 @@ class Session:
         raise AssertionError("the last attempt returns or raises")
 
     async def _acquire_slot(self, user: object) -> None:
-        started = self._loop.time()
+        if self._pool.try_acquire_slot(user):
+            return
         try:
             await self._pool.acquire_slot(user)
         except TimeoutError:
             logger.warning("no free connection within %g s", self._pool.timeout)
             raise unavailable("All connections to the database are busy") from None
-        # Only after a long wait, because asking costs more than a short one.
-        if self._loop.time() - started > LONG_WAIT and await self._request.is_disconnected():
+        if _has_disconnected(self._request):
             self._pool.release_slot(user)
             raise HTTPException(499, "The client closed the connection.")
 
 
+def _has_disconnected(request: Request) -> bool:
+    # Starlette's `is_disconnected()` takes longer than a usual wait for a connection.
+    step = request.receive().__await__()
+    try:
+        next(step)
+    except StopIteration as received:
+        return bool(received.value["type"] == "http.disconnect")
+    step.close()
+    return False
+
+
 async def get_session(request: Request) -> Session:
     """A session on the process's pool."""
-    return Session(request.state.pool, request, traced=request.state.traced)
+    return Session(request.state.pool, request)
 
 
 SessionDep = Annotated[Session, Depends(get_session)]

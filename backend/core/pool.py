@@ -1,7 +1,7 @@
 """The connections of a process, and which request may use one."""
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
 from backend.core.connection import Connection
@@ -11,16 +11,18 @@ class Pool:
     """At most `size` connections to the database at `url`, used by one request each.
 
     Users that wait for a connection take turns, and one user gets at most half of the connections, so that slow or
-    blocked statements leave room for others. `timeout` in seconds bounds the wait and, separately, the use.
+    blocked statements leave room for others. `timeout` in seconds bounds the wait and, separately, the use. `traced`
+    asks sessions for a span per statement.
     """
 
-    def __init__(self, url: str, size: int, timeout: float) -> None:
+    def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
         self.timeout = timeout
+        self.traced = traced
         self._hosts = split_hosts(url)
         self._loop = asyncio.get_running_loop()
         self._free_slots = size
         self._slots_per_user = (size + 1) // 2
-        self._used_slots: Counter[object] = Counter()
+        self._used_slots: dict[object, int] = {}
         self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
         # Last in, first out: under light load few connections stay warm and the others expire.
         self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
@@ -28,12 +30,21 @@ class Pool:
         self._valid_since = 0.0
         self._closed = False
 
+    def deadline(self) -> float:
+        """When a use that begins now must end, in the event loop's time."""
+        return self._loop.time() + self.timeout
+
+    def try_acquire_slot(self, user: object) -> bool:
+        """Take a connection slot for `user` if one is free now."""
+        used = self._used_slots.get(user, 0)
+        if not self._free_slots or used >= self._slots_per_user:
+            return False
+        self._free_slots -= 1
+        self._used_slots[user] = used + 1
+        return True
+
     async def acquire_slot(self, user: object) -> None:
-        """Wait until `user` may use a connection; raises TimeoutError."""
-        if self._free_slots and self._used_slots[user] < self._slots_per_user:
-            self._free_slots -= 1
-            self._used_slots[user] += 1
-            return
+        """Wait for a connection slot; raises TimeoutError."""
         waiter = self._loop.create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
         timer = self._loop.call_later(self.timeout, _expire, waiter)
@@ -55,14 +66,12 @@ class Pool:
         for next_user, waiters in list(self._waiters.items()):
             while waiters and waiters[0].done():
                 waiters.popleft()
-            if waiters and self._used_slots[next_user] >= self._slots_per_user:
-                continue
-            del self._waiters[next_user]
-            if waiters:
-                self._free_slots -= 1
-                self._used_slots[next_user] += 1
+            if not waiters:
+                del self._waiters[next_user]
+            elif self.try_acquire_slot(next_user):
                 waiters.popleft().set_result(None)
-                self._waiters[next_user] = waiters
+                # To the end of the line.
+                self._waiters[next_user] = self._waiters.pop(next_user)
                 return
 
     async def acquire(self, deadline: float) -> Connection:

@@ -57,6 +57,8 @@ class StrictJSONRequest(Request):
 
     async def _read(self) -> bytes:
         length = self.headers.get("content-length", "0")
+        if length == "0" and "transfer-encoding" not in self.headers:
+            return b""
         # More digits than this are too large in any case, and int() refuses thousands of them.
         announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
         body, more = b"", announced <= MAX_BODY_BYTES
@@ -72,7 +74,7 @@ class StrictJSONRequest(Request):
             raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
         if max(announced, len(body)) > MAX_BODY_BYTES:
             raise HTTPException(413, "The body is larger than 64 KiB.")
-        if not body and (announced or "transfer-encoding" in self.headers):
+        if not body:
             raise HTTPException(400, "The body is missing, although the headers announce one.")
         return body
 

@@ -7,7 +7,7 @@ import psycopg2
 from psycopg2.extensions import connection, parse_dsn
 
 from backend.core.config import fail_startup
-from backend.core.connect import connection_string
+from backend.core.connect import connection_string, require_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def connect(url: str) -> connection:
     if "host" in dsn:
         dsn["host"] = dsn["host"].replace("-pooler.", ".")
     opened: connection = psycopg2.connect(**dsn)
+    require_utf8(opened)
     return opened
 
 
@@ -55,6 +56,6 @@ def upgrade_at_start(url: str) -> None:
     try:
         upgrade(url)
     except psycopg2.OperationalError as error:
-        logger.warning("not migrated, the database cannot be reached: %s", " ".join(str(error).split()))
+        logger.warning("not migrated, the database cannot be used: %s", " ".join(str(error).split()))
     except Exception as error:  # noqa: BLE001  # whatever it is, the service is useless without its schema
         fail_startup(f"the migration failed: {' '.join(str(next(iter(error.args), error)).split())}")

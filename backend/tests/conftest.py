@@ -1,6 +1,7 @@
 """What tests stand on: a real PostgreSQL with our schema, the service on it, and a user of the test's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ SERVER_FOLDER = "TEST_SERVER_FOLDER"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Create a folder for the embedded PostgreSQL, once for all processes of a test run; they inherit its name."""
+    # A shell may start a background job with these ignored, and the services under test would inherit that.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     if "PYTEST_XDIST_WORKER" not in os.environ:
         # Not in pytest's folder: the next run as root would make it inaccessible to the user that PostgreSQL runs as.
         folder = TemporaryDirectory()

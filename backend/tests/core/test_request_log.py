@@ -60,7 +60,7 @@ def test_responses_of_any_asgi_app_get_the_request_id(app: FastAPI) -> None:
     app.mount("/none", no_headers)
     with in_thread(app) as url:
         for path in ("/reused", "/reused", "/tuple", "/none"):
-            response = httpx.get(f"{url}{path}/", headers={"X-Request-ID": "mine"})
+            response = httpx.get(f"{url}{path}/x", headers={"X-Request-ID": "mine"})
             assert response.status_code == 200
             assert response.headers.get_list("X-Request-ID") == ["mine"]
 
@@ -73,6 +73,6 @@ def test_an_error_after_the_start_of_a_response_cuts_it_off(app: FastAPI, record
 
     app.mount("/breaks", breaks)
     with in_thread(app) as url, pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"{url}/breaks/")
+        httpx.get(f"{url}/breaks/x")
     raised = [record.exc_info[1] for record in records if record.exc_info]
     assert [str(error) for error in raised] == ["broken"]
