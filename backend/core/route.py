@@ -102,6 +102,8 @@ class StrictJSONRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
                 return await fastapi_handler(StrictJSONRequest(request.scope, request.receive))
+            if dependant.body_params:
+                request = StrictJSONRequest(request.scope, request.receive)
             results: list[object] = []
             for step in steps:
                 arguments = {name: results[position] for name, position in step.results.items()}
@@ -131,7 +133,8 @@ class StrictJSONRoute(APIRoute):
             for field in dependant.query_params:
                 validate(field, dict(request.query_params), "query")
             for field in dependant.body_params:
-                validate(field, await StrictJSONRequest(request.scope, request.receive).content(), "body")
+                assert isinstance(request, StrictJSONRequest)
+                validate(field, await request.content(), "body")
             if errors:
                 raise RequestValidationError(errors)
             response: Response = await self.endpoint(**arguments)
