@@ -27,9 +27,10 @@ _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 _UNIQUE_VIOLATION = "23505"
 _READ_ONLY = "25006"
 _STATEMENT_TIMEOUT = "57014"
-# pydantic's message for a UUID quotes a character of the input, the one for a body mentions Python.
+# pydantic's messages quote a character of the input, show a regular expression, or mention Python.
 _MESSAGES = {
     "uuid_parsing": "Input should be a valid UUID",
+    "string_pattern_mismatch": "String has characters or a form that is not allowed",
     "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
 }
 _SENTENCES = {"Not Found": "There is nothing at this path.", "Method Not Allowed": "This path has no such method."}

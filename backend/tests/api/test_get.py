@@ -21,6 +21,14 @@ def test_the_etag_changes_with_every_write_and_only_then(client: httpx.Client, t
     assert client.get(created.headers["Location"]).headers["ETag"] == changed.headers["ETag"]
 
 
+def test_tasks_are_cached_by_browsers_only_and_revalidated(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    etag = {"If-None-Match": created.headers["ETag"]}
+    found = [client.get(tasks), client.get(created.headers["Location"])]
+    for response in (created, *found, client.get(created.headers["Location"], headers=etag)):
+        assert response.headers["Cache-Control"] == "private, no-cache"
+
+
 @pytest.mark.parametrize("known", ["{etag}", "W/{etag}", "*", '"other", {etag}', '"a,b",W/{etag} , "c"'])
 def test_a_matching_if_none_match_is_304(client: httpx.Client, tasks: str, known: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
