@@ -75,7 +75,8 @@ class StrictJSONRequest(Request):
         if max(announced, len(body)) > MAX_BODY_BYTES:
             raise HTTPException(413, "The body is larger than 64 KiB.")
         if not body:
-            raise HTTPException(400, "The body is missing, although the headers announce one.")
+            # A parser that lost the body may take it for the next request.
+            raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
         return body
 
 
