@@ -60,7 +60,10 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._lines) < MAX_LINES:
-            self._lines.append(self.format(record))
+            try:
+                self._lines.append(self.format(record))
+            except Exception:  # noqa: BLE001  # a record that cannot be formatted must not fail the request
+                self.handleError(record)
             if not self._wake.is_set():
                 self._wake.set()
         else:

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI, Response
 from starlette.types import Receive, Scope, Send
 
+from backend.core.request_log import LogFormatter, LogHandler
 from backend.main import create_app
 from backend.tests.serving import in_thread, settings
 
@@ -42,6 +43,19 @@ def test_request_lines_reach_every_handler(
         [message] = [message for message in ours if "/tasks" in message]
         assert message.startswith("GET /api/{user_id}/tasks 200 ")
         assert message.endswith(" ms 127.0.0.1")
+
+
+def test_a_line_that_cannot_be_formatted_does_not_fail_its_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    handler = LogHandler()
+    handler.setFormatter(LogFormatter(as_json=True))
+    logger = logging.Logger("other code")
+    logger.addHandler(handler)
+    logger.warning("%d", "not a number")
+    logger.warning("the next line")
+    handler.flush()
+    printed = capfd.readouterr().err
+    assert '"message": "the next line"' in printed
+    assert "not a number" in printed
 
 
 def test_responses_of_any_asgi_app_get_the_request_id(app: FastAPI) -> None:
