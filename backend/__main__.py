@@ -1,4 +1,4 @@
-"""`python -m backend`: migrate, print where everything is, and serve."""
+"""`python -m backend`: migrate, print the URLs, and serve."""
 
 import math
 import os
@@ -24,8 +24,8 @@ def main() -> None:
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        fail_startup(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error.strerror}")
+    except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
+        fail_startup(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error}")
     configure_logging(settings)
     # Record signals instead of dying from them: one during start-up would orphan PostgreSQL, and uvicorn re-raises the
     # signal it stopped on before the embedded server is shut down.

@@ -272,6 +272,15 @@ def test_an_unknown_option_is_refused(checkout: Path, database_url: str) -> None
     assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
 
 
+@pytest.mark.parametrize("host", ["é..test", "256.0.0.1"])
+def test_an_address_that_cannot_be_used_ends_the_start_with_one_line(
+    checkout: Path, database_url: str, host: str
+) -> None:
+    ended = run(checkout, PYTHON_M, DATABASE_URL=database_url, HOST=host)
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.fullmatch(r"Cannot start: HOST [^\n]*\n", ended.stderr)
+
+
 def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     ended = run(tmp_path, UVICORN, PYTHONPATH=str(ROOT))
