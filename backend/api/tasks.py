@@ -53,7 +53,6 @@ router = APIRouter(
     tags=["tasks"],
     route_class=StrictJSONRoute,
     responses=ALWAYS,
-    generate_unique_id_function=lambda route: route.name,
 )
 CHANGED: Responses = {200: {"headers": ETAG}} | ONE_TASK | CONDITIONAL | WITH_BODY
 CREATED: Responses = {201: {"headers": LOCATION | ETAG}, **WITH_BODY}
