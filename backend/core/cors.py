@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 
 class CORSMiddleware(cors.CORSMiddleware):
-    """Starlette's, with a shorter path for requests without an Origin, where it took a sixth of a request."""
+    """Starlette's, with a shorter path for requests without an Origin, which otherwise takes a sixth of a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or any(name == b"origin" for name, _ in scope["headers"]):

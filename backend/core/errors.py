@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 NOT_WRITTEN = "nothing was written"
-SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 MAYBE_WRITTEN = "it may have been written or not"
+SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 
 # SQLSTATE classes (PostgreSQL, appendix A) for the state of the server rather than the statement: connection,
 # conflict with other transactions, resources, locks, operator intervention, system; and a read-only standby.
@@ -85,7 +85,7 @@ def _allowed(request: Request) -> str:
 async def validation_exception_handler(_: Request, error: RequestValidationError) -> Response:
     """Answer 422 without echoing input: a sentence in `detail`, and each refused value in `errors`.
 
-    The sentence is as short as the list of the fields and parameters a request may have: unknown ones are ignored.
+    The sentence has at most one part per field or parameter of the request, because unknown ones are ignored.
     """
     errors = [{"type": e["type"], "loc": e["loc"], "msg": _MESSAGES.get(e["type"], e["msg"])} for e in error.errors()]
     return JSONResponse({"detail": "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in errors), "errors": errors}, 422)

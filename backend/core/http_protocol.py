@@ -1,9 +1,9 @@
-"""uvicorn's HTTP protocol on httptools, with what it lacks in safety.
+"""uvicorn's HTTP protocol on httptools, with the limits and the parsing of `Upgrade` that it lacks.
 
 uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
-the headers, answers for earlier requests what only concerns a later one, and limits neither a request's head nor silent
-connections nor clients that do not read. Remove this file when uvicorn does all this, or when zttp, its next parser, is
-declared ready for production and the limits in time are there.
+the headers, refuses a request before it has answered the earlier ones of the connection, and limits neither a request's
+head nor silent connections nor clients that do not read. Remove this file when uvicorn does all this, with httptools or
+with zttp, its next parser, once that is declared ready for production.
 """
 
 import socket
@@ -22,7 +22,9 @@ DRAIN_SECONDS = 0.2
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Ignores `Upgrade`; refuses in plain text: a head with 400, 408 or 431, a connection too many with 503."""
+    """Ignores `Upgrade`. Refuses in plain text: a bad, late or too large head with 400, 408 or 431; with 503, a
+    connection when file descriptors run out.
+    """
 
     _head_bytes = 0
     _draining = False
@@ -61,11 +63,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431)
 
     def _should_upgrade(self) -> bool:
-        return True  # has uvicorn leave the request alone until it is parsed again
+        return True  # so that uvicorn does not start the request before it is parsed again
 
     def on_headers_complete(self) -> None:
         size = self._head_bytes
-        if size > MAX_HEAD_BYTES:  # of all that was received with it
+        if size > MAX_HEAD_BYTES:  # what was received with the head counts too
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError

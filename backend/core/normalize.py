@@ -1,4 +1,4 @@
-"""Requests that mean the same, in one form, so that routes are declared once."""
+"""Equivalent requests in one form, so that each route is declared once."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -27,7 +27,7 @@ def connect(url: str) -> connection:
 
 
 def upgrade(url: str) -> None:
-    """Migrate the database at `url` to `HEAD`; fast if nothing is to be done.
+    """Migrate the database at `url` to `HEAD`; fast if it is already there.
 
     Raises psycopg2.OperationalError if it is unreachable, and the exceptions of Alembic and SQLAlchemy if a migration
     fails or the database's revision is unknown.

@@ -1,4 +1,4 @@
-"""Tables, and beside each what goes in, what comes out and the statements over it."""
+"""The tables, each with its request and response models and the statements over it."""
 
 from backend.models.task import Task
 from backend.models.user import User

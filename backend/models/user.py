@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, MetaData, text
 from sqlmodel import Field, SQLModel
 
-# So that every constraint has a name a migration can speak of.
+# So that every constraint has a name that migrations can use.
 SQLModel.metadata.naming_convention = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -19,7 +19,7 @@ SQLModel.metadata.naming_convention = MetaData(
 
 
 class User(SQLModel, table=True):
-    """A person with tasks; `id` is the user id of Better Auth. The row is made with the first task."""
+    """A person with tasks; `id` is the user id of Better Auth. The row is created with the first task."""
 
     __tablename__ = "users"
 
