@@ -71,6 +71,9 @@ class HttpProtocol(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
+            raise httptools.HttpParserError
         self._unset_keepalive_if_required()
         super().on_headers_complete()
         self.headers = []  # for trailers

@@ -384,6 +384,15 @@ def test_endless_heads_neither_slow_others_down_nor_fill_the_memory(service: Ser
     assert largest < 40e6
 
 
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"), [("1.1", 1, 200), ("1.1", 0, 400), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)]
+)
+def test_a_request_has_one_host(base_url: str, version: str, hosts: int, status: int) -> None:
+    with closing(Raw(base_url)) as raw:
+        raw.send(f"GET /health/live HTTP/{version}\r\n".encode() + b"Host: test\r\n" * hosts + b"\r\n")
+        assert raw.response().status_code == status
+
+
 def test_trailers_are_not_headers(base_url: str, client: httpx.Client, tasks: str) -> None:
     task = new_task(client, tasks)
     body = b'10\r\n{"title": "new"}\r\n0\r\n'
