@@ -26,7 +26,7 @@ MAX_BUFFERED = 4096
 
 
 class Connection:
-    """An open connection, around what `connect` returns."""
+    """An open connection; `raw` is what `connect` returns."""
 
     def __init__(self, raw: connection) -> None:
         self.closed = False

@@ -33,7 +33,7 @@ Retry = Literal["read_only", "idempotent", "never"]
 class Statement(Generic[Row]):
     """A SQLAlchemy expression, compiled once; every value in it is a named `bindparam`.
 
-    `name` is for logs and traces. `row` gets a row's columns and the parameters and returns what a caller sees.
+    `name` is for logs and traces. `row` turns a row's columns and the parameters into what `exec` returns.
     """
 
     def __init__(

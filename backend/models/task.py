@@ -155,7 +155,7 @@ class Page(NamedTuple):
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 C = Task.metadata.tables["tasks"].c
 PUBLIC_FIELDS = tuple(TaskRead.model_fields)
-# What the client did not send itself: fetching a column costs more than remembering it.
+# The ids are in the request already: fetching a column costs more than keeping its value.
 COLUMNS = [C[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
 UTC_ZONE: sa.ColumnElement[str] = sa.literal_column("'UTC'")
 STEP: sa.ColumnElement[timedelta] = sa.literal_column("interval '1 microsecond'")
