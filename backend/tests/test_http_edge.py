@@ -385,7 +385,8 @@ def test_endless_heads_neither_slow_others_down_nor_fill_the_memory(service: Ser
 
 
 @pytest.mark.parametrize(
-    ("version", "hosts", "status"), [("1.1", 1, 200), ("1.1", 0, 400), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)]
+    ("version", "hosts", "status"),
+    [("1.1", 0, 400), ("1.1", 1, 200), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)],
 )
 def test_a_request_has_one_host(base_url: str, version: str, hosts: int, status: int) -> None:
     with closing(Raw(base_url)) as raw:
