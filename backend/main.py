@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from typing import TypedDict
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
@@ -24,12 +23,6 @@ from backend.core.route import add_routes
 EXPOSED = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
 
 logger = logging.getLogger(__name__)
-
-
-class State(TypedDict):
-    """What is created at start and available in every request."""
-
-    pool: Pool
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -51,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Pool]]:
         if settings.auth_jwks_url is None:
             logger.warning("AUTHENTICATION IS OFF: any client can read and change every task (AUTH_JWKS_URL)")
         with ExitStack() as stack:
