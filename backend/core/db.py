@@ -1,5 +1,6 @@
 """The session: what a request runs a model's statements with."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -57,6 +58,7 @@ class Session:
     def __init__(self, pool: Pool, request: Request) -> None:
         self._pool = pool
         self._request = request
+        self._loop = asyncio.get_running_loop()
 
     async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
         """Run `statement` in one round trip and return its rows.
@@ -77,7 +79,7 @@ class Session:
     async def _exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
         pool, user, outcome = self._pool, parameters.get("user_id"), NOT_WRITTEN
         await self._acquire_slot(user)
-        deadline = pool.deadline()
+        deadline = self._loop.time() + pool.timeout
         try:
             for may_retry in (True, False):
                 connection = await pool.acquire(deadline)
@@ -114,13 +116,13 @@ class Session:
     async def _acquire_slot(self, user: object) -> None:
         if self._pool.try_acquire_slot(user):
             return
-        started = self._pool.deadline()
+        started = self._loop.time()
         try:
             await self._pool.acquire_slot(user)
         except TimeoutError:
             logger.warning("no free connection within %g s", self._pool.timeout)
             raise unavailable("All connections to the database are busy") from None
-        if self._pool.deadline() - started > SHORT_WAIT and _has_disconnected(self._request):
+        if self._loop.time() - started > SHORT_WAIT and _has_disconnected(self._request):
             self._pool.release_slot(user)
             raise HTTPException(499, "The client closed the connection.")
 

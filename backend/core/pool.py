@@ -30,10 +30,6 @@ class Pool:
         self._valid_since = 0.0
         self._closed = False
 
-    def deadline(self) -> float:
-        """When a use that begins now must end, in the event loop's time."""
-        return self._loop.time() + self.timeout
-
     def try_acquire_slot(self, user: object) -> bool:
         """Take a connection slot for `user` if one is free now."""
         used = self._used_slots.get(user, 0)
@@ -51,7 +47,7 @@ class Pool:
         try:
             await waiter
         except asyncio.CancelledError:
-            if not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release_slot(user)
             raise
         finally:

@@ -1,6 +1,7 @@
 """The database's schema: the revision that the code needs, and the migration to it."""
 
 import logging
+import re
 from pathlib import Path
 
 import psycopg2
@@ -20,7 +21,7 @@ def connect(url: str) -> connection:
     """A blocking connection for migrations, to the server itself: Neon's pooler shares sessions between clients."""
     dsn = parse_dsn(connection_string(url))
     if "host" in dsn:
-        dsn["host"] = dsn["host"].replace("-pooler.", ".")
+        dsn["host"] = re.sub(r"-pooler(?=\.[^,]*\bneon\b)", "", dsn["host"])
     opened: connection = psycopg2.connect(**dsn)
     require_utf8(opened)
     return opened
