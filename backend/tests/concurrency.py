@@ -24,7 +24,7 @@ def concurrent_client(base_url: str) -> httpx.AsyncClient:
     )
 
 
-def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
+def send_concurrently(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
     """Send all `calls` at the same time, each over a connection of its own; raises if one gets no answer."""
 
     async def send() -> list[httpx.Response]:

@@ -16,7 +16,7 @@ def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple
 
 
 @contextmanager
-def holding_up_writes(url: str, task_id: str) -> Iterator[None]:
+def blocking_writes(url: str, task_id: str) -> Iterator[None]:
     """Lock a task; those who are to write it meet at the end of the body, where at least two wait for the lock."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT id FROM tasks WHERE id = %s FOR UPDATE", (task_id,))

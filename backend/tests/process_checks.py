@@ -46,13 +46,13 @@ def members(group: int) -> list[int]:
     return found
 
 
-def assert_none_is_left(folder: Path) -> None:
+def assert_server_stopped(folder: Path) -> None:
     """Assert that the server under `folder` has stopped, and that everything it started ends."""
     assert not (folder / "postgres" / "postmaster.pid").exists()
-    assert_ending(processes(folder))
+    assert_processes_end(processes(folder))
 
 
-def assert_ending(pids: list[int]) -> None:
+def assert_processes_end(pids: list[int]) -> None:
     """Assert that these processes end by themselves."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

@@ -165,7 +165,9 @@ def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Perso
     connection.close()
 
 
-def test_better_auth_can_migrate_a_database_with_our_tables(node: str, postgres_url: str, tmp_path: Path) -> None:
+def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service(
+    node: str, postgres_url: str, tmp_path: Path
+) -> None:
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
         with (
@@ -214,7 +216,7 @@ def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_dat
             create(api, late)
 
 
-def test_no_log_line_has_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
+def test_no_log_line_contains_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
     person = sign_up(better_auth)
     claims = jwt.decode(person.token, options={"verify_signature": False})
     assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)

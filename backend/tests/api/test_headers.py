@@ -26,7 +26,7 @@ def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a b", b"a,b", b"a\tb", b"\xe4", b"a/b", "é".encode(), b"$"])
-def test_a_request_without_a_usable_id_gets_a_new_one(client: httpx.Client, given: bytes | None) -> None:
+def test_a_request_without_a_valid_id_gets_a_new_one(client: httpx.Client, given: bytes | None) -> None:
     headers = {} if given is None else {b"X-Request-ID": given}
     new = [client.get("/health/live", headers=headers).headers["X-Request-ID"] for _ in range(2)]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,128}", one) for one in new)
@@ -89,7 +89,7 @@ def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
         assert response.headers["X-Request-ID"]
 
 
-def test_the_allowed_origins_are_those_of_the_settings() -> None:
+def test_only_the_origins_in_the_settings_are_allowed() -> None:
     configured = settings(UNREACHABLE, cors_origins="https://a.test,https://b.test")
     with in_thread(configured) as url, httpx.Client(base_url=url) as client:
         for origin in ("https://a.test", "https://b.test"):
@@ -99,7 +99,7 @@ def test_the_allowed_origins_are_those_of_the_settings() -> None:
         assert "Access-Control-Allow-Origin" not in client.get("/health/live", headers={"Origin": ORIGIN}).headers
 
 
-def test_any_origin_may_be_allowed_but_without_credentials() -> None:
+def test_with_a_wildcard_any_origin_is_allowed_without_credentials() -> None:
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
     with in_thread(settings(UNREACHABLE, cors_origins="*")) as url, httpx.Client(base_url=url) as client:
         for response in (

@@ -61,7 +61,7 @@ def secret(client: httpx.Client) -> httpx.Response:
 
 @pytest.mark.parametrize("has_tasks", [False, True], ids=["a user without tasks", "a user with tasks"])
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=str)
-def test_a_task_of_another_user_looks_like_a_missing_one(
+def test_a_task_of_another_user_cannot_be_distinguished_from_a_missing_one(
     client: httpx.Client, user: str, tasks: str, secret: httpx.Response, attempt: Attempt, has_tasks: bool
 ) -> None:
     if has_tasks:
@@ -87,7 +87,7 @@ def test_a_task_of_another_user_looks_like_a_missing_one(
     assert client.get(tasks).content == before
 
 
-def test_every_operation_has_been_tried(database_url: str) -> None:
+def test_every_operation_has_an_attempt(database_url: str) -> None:
     tried = {(attempt.method, attempt.path) for attempt in ATTEMPTS} | WITHOUT_TASK
     assert _operations(database_url) == tried
 

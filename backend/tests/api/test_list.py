@@ -51,7 +51,7 @@ def test_the_list_of_a_user_without_tasks_is_empty(client: httpx.Client, tasks: 
     assert "X-Total-Count" not in empty.headers
 
 
-def test_a_listed_task_is_the_same_as_one_fetched_alone(client: httpx.Client, tasks: str) -> None:
+def test_a_listed_task_equals_the_task_fetched_alone(client: httpx.Client, tasks: str) -> None:
     [first] = add(client, tasks, "Buy milk")
     client.put(f"{tasks}/{first}", json={"description": "Zwei – 😀 \"'\\\n"})
     add(client, tasks, "Buy bread", completed=True)
@@ -72,7 +72,7 @@ def without_indexes(empty_database_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("way", ["limit=2", "limit=2&offset=0"])
-def test_tasks_are_sorted_by_creation_and_then_by_id_both_descending(
+def test_tasks_are_sorted_by_created_at_and_id_descending(
     without_indexes: httpx.Client, tasks: str, user: str, empty_database_url: str, way: str
 ) -> None:
     client = without_indexes
@@ -206,7 +206,7 @@ def searched(client: httpx.Client) -> str:
 
 
 @pytest.mark.parametrize("way", ["", "&offset=0"])
-def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, tasks: str, way: str) -> None:
+def test_there_is_a_next_link_only_if_there_are_more_tasks(client: httpx.Client, tasks: str, way: str) -> None:
     add(client, tasks, "a", "b", "c")
     assert "next" not in client.get(f"{tasks}?limit=3{way}").links
     assert "next" not in client.get(f"{tasks}?limit=4{way}").links
@@ -231,7 +231,7 @@ def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, t
         (0, 5, {"first": 0}),
     ],
 )
-def test_by_offset_there_are_first_prev_and_next(
+def test_pages_by_offset_have_first_prev_and_next_links(
     client: httpx.Client, tasks: str, offset: int, limit: int, expected: dict[str, int]
 ) -> None:
     created = add(client, tasks, *"abcde")
@@ -254,7 +254,7 @@ def test_links_keep_the_whole_query(client: httpx.Client, tasks: str, way: list[
 
 
 @pytest.mark.parametrize("way", ["", "&offset=0"])
-def test_the_pages_have_every_match_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
+def test_pages_contain_every_match_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
     matching: list[str] = []
     for n in range(7):
         matching = add(client, tasks, f"Buy {n}", completed=True) + matching
@@ -265,7 +265,7 @@ def test_the_pages_have_every_match_once_and_in_order(client: httpx.Client, task
     assert [page.headers["X-Total-Count"] for page in pages] == ["7"] * 3
 
 
-def test_pages_by_cursor_have_each_task_once_while_others_are_added_and_removed(
+def test_pages_by_cursor_contain_each_task_once_while_others_are_created_and_deleted(
     client: httpx.Client, tasks: str
 ) -> None:
     created = add(client, tasks, *map(str, range(16)))

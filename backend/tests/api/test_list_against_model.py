@@ -56,7 +56,7 @@ STEPS = st.one_of(
     suppress_health_check=list(HealthCheck),
 )
 @given(first=st.lists(TASKS, max_size=8), steps=st.lists(STEPS, min_size=10, max_size=40))
-def test_the_list_behaves_as_the_model_does(client: httpx.Client, first: list[Task], steps: list[Step]) -> None:
+def test_the_list_behaves_like_the_model(client: httpx.Client, first: list[Task], steps: list[Step]) -> None:
     user = ModelledUser(client)
     user.create(first)
     for name, arguments in steps:

@@ -63,15 +63,15 @@ def running(
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("fault", ["before the statement", "before the answer", "in the answer"])
 @pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {"title": "new"})])
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_request_whose_connection_ends_is_answered_at_once(
-    running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, at_once: bool
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_repeatable_request_whose_connection_closes_is_answered_immediately(
+    running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, paused: bool
 ) -> None:
     client, proxy, _ = running
     location = client.post(tasks, json={"title": "old"}).headers["Location"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy, "ending", ending)
-        if at_once:
+        if paused:
             patch.setattr(proxy, "client_stopped", running.stopped)
         proxy.faults = [fault]
         answer = client.request(method, location, json=body)
@@ -81,7 +81,7 @@ def test_a_request_whose_connection_ends_is_answered_at_once(
 
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("fault", ["before the answer", "in the answer"])
-def test_a_flip_whose_connection_ends_is_answered_at_once(
+def test_a_toggle_whose_connection_closes_is_answered_immediately(
     running: Running, tasks: str, ending: Ending, fault: Fault
 ) -> None:
     client, proxy, _ = running
@@ -97,15 +97,15 @@ def test_a_flip_whose_connection_ends_is_answered_at_once(
 
 
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_connection_that_ended_after_an_answer_is_not_used_again(
-    running: Running, tasks: str, ending: Ending, at_once: bool
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_connection_that_closed_after_a_response_is_not_reused(
+    running: Running, tasks: str, ending: Ending, paused: bool
 ) -> None:
     client, proxy, _ = running
     location = client.post(tasks, json={"title": "old"}).headers["Location"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy, "ending", ending)
-        if at_once:
+        if paused:
             patch.setattr(proxy, "client_stopped", running.stopped)
         proxy.faults = ["after the answer"]
         before = proxy.opened
@@ -123,7 +123,7 @@ def test_every_request_is_answered_while_connections_are_terminated(empty_databa
         SELECT count(pg_terminate_backend(pid)) FROM (
             SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
             ORDER BY random() LIMIT 1
-        ) AS victim
+        ) AS chosen
     """
     statuses: Counter[int] = Counter()
 

@@ -70,7 +70,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
     assert hung_up >= 3 * size
 
 
-def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: str) -> None:
+def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, tasks: str) -> None:
     with (
         in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=20)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -81,7 +81,7 @@ def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: s
         task = client.post(tasks, json={"title": "locked"})
         task_id = task.json()["id"]
         cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
-        flip = pool.submit(client.patch, f"{task.headers['Location']}/complete")
+        toggle = pool.submit(client.patch, f"{task.headers['Location']}/complete")
         until(lambda: execute(database_url, WAITING, (f"%{task_id}%",)))
         body = b'{"title": "abandoned"}'
         head = (
@@ -101,7 +101,7 @@ def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: s
             assert another.get("/health/live").status_code == 200
             assert another.get("/health/live").status_code == 200
         other.rollback()
-        assert flip.result().status_code == 200
+        assert toggle.result().status_code == 200
         # Requests wait in order, so that those before this one are done.
         assert client.get("/health").status_code == 200
         assert [it["title"] for it in client.get(tasks, params={"limit": 100}).json()] == ["locked"]

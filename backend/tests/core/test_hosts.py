@@ -71,7 +71,7 @@ class Resolver:
 
 @pytest.mark.parametrize("silence", SILENCES)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_silent_host_is_left_for_the_next(proxy: Proxy, tasks: str, silence: Silence, loop: Loop) -> None:
+def test_after_a_silent_host_the_next_is_tried(proxy: Proxy, tasks: str, silence: Silence, loop: Loop) -> None:
     with silent_host("127.0.0.1", silence) as silent_port:
         url = with_hosts(proxy, ("127.0.0.1", silent_port), ("127.0.0.1", proxy.port))
         with in_thread(settings(url, db_pool_timeout=TIMEOUT), loop) as base_url, httpx.Client(timeout=30) as client:
@@ -80,7 +80,7 @@ def test_a_silent_host_is_left_for_the_next(proxy: Proxy, tasks: str, silence: S
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_overlapping_requests_leave_a_silent_host(proxy: Proxy, silence: Silence) -> None:
+def test_overlapping_requests_skip_a_silent_host(proxy: Proxy, silence: Silence) -> None:
     async def get_overlapping(base_url: str) -> list[int]:
         async with concurrent_client(base_url) as client:
 
@@ -98,7 +98,7 @@ def test_overlapping_requests_leave_a_silent_host(proxy: Proxy, silence: Silence
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_host_that_refuses_connections_is_left_for_the_next(proxy: Proxy, tasks: str, loop: Loop) -> None:
+def test_after_a_host_that_refuses_connections_the_next_is_tried(proxy: Proxy, tasks: str, loop: Loop) -> None:
     url = with_hosts(proxy, ("127.0.0.1", free_port()), ("127.0.0.1", proxy.port))
     with in_thread(settings(url, db_pool_timeout=TIMEOUT), loop) as base_url:
         assert httpx.get(f"{base_url}{tasks}", timeout=30).status_code == 200
@@ -106,7 +106,7 @@ def test_a_host_that_refuses_connections_is_left_for_the_next(proxy: Proxy, task
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
 @pytest.mark.parametrize("silence", ["swallow", "drop"])
-def test_a_silent_address_of_a_name_is_left_for_the_next(
+def test_after_a_silent_address_of_a_name_the_next_is_tried(
     proxy: Proxy, tasks: str, silence: Silence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Resolver(monkeypatch, database_test=["127.0.0.2", "127.0.0.1"])
@@ -117,7 +117,7 @@ def test_a_silent_address_of_a_name_is_left_for_the_next(
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_silent_hosts_are_given_up_within_the_timeout(proxy: Proxy, tasks: str, silence: Silence) -> None:
+def test_silent_hosts_fail_within_the_timeout(proxy: Proxy, tasks: str, silence: Silence) -> None:
     with silent_host("127.0.0.1", silence) as first, silent_host("127.0.0.1", silence) as second:
         url = with_hosts(proxy, ("127.0.0.1", first), ("127.0.0.1", second))
         with in_thread(settings(url, db_pool_timeout=1)) as base_url:

@@ -22,7 +22,7 @@ TIMEOUT = 0.5
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
 
 
-def test_postgresql_ends_a_late_statement_that_wrote_nothing(database_url: str, tasks: str) -> None:
+def test_postgresql_cancels_a_late_statement_and_nothing_is_written(database_url: str, tasks: str) -> None:
     with (
         in_thread(settings(database_url, db_pool_size=2, db_pool_timeout=TIMEOUT)) as url,
         httpx.Client(base_url=url, timeout=30) as client,

@@ -61,7 +61,7 @@ def test_requests_leave_the_session_unchanged(
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 201), ("PATCH", 200)])
-def test_a_session_left_in_a_transaction_is_replaced(
+def test_a_connection_left_in_a_transaction_is_replaced(
     client: httpx.Client, proxy: Proxy, database_url: str, tasks: str, method: str, status: int
 ) -> None:
     task = client.post(tasks, json={"title": "old"})

@@ -296,9 +296,7 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
     assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
 
 
-def test_dependency_overrides_replace_the_session_in_every_form_that_fastapi_takes(
-    base_url: str, database_url: str, tasks: str
-) -> None:
+def test_dependency_overrides_of_every_kind_replace_the_session(base_url: str, database_url: str, tasks: str) -> None:
     app = create_app(settings(database_url))
     used: list[str] = []
 

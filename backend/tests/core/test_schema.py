@@ -50,7 +50,7 @@ def assert_models_and_migrations_agree(url: str) -> None:
     command.check(configuration(url))
 
 
-def test_migrations_go_up_down_and_up_beside_other_tables(empty_database_url: str) -> None:
+def test_migrations_can_be_downgraded_and_repeated_beside_other_tables(empty_database_url: str) -> None:
     execute(empty_database_url, FOREIGN_TABLES)
     foreign = execute(empty_database_url, TABLES)
     config = configuration(empty_database_url)
@@ -134,7 +134,7 @@ def test_migrations_use_the_direct_host(pooled_url: str, empty_database_url: str
     assert_models_and_migrations_agree(empty_database_url)
 
 
-def test_a_schema_at_head_is_not_locked(empty_database_url: str) -> None:
+def test_upgrading_a_current_schema_takes_no_lock(empty_database_url: str) -> None:
     schema.upgrade(empty_database_url)
     holder = psycopg2.connect(empty_database_url)
     with holder.cursor() as cursor:
@@ -196,11 +196,11 @@ def test_constraints_and_indexes_follow_the_naming_convention(database_url: str)
     ]
 
 
-def test_the_head_is_that_of_alembic() -> None:
+def test_head_equals_the_head_of_alembic() -> None:
     assert ScriptDirectory(str(schema.MIGRATIONS)).get_heads() == [schema.HEAD]
 
 
-def test_revisions_of_one_day_follow_each_other(empty_database_url: str, tmp_path: Path) -> None:
+def test_revisions_of_one_day_are_numbered_in_order(empty_database_url: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "backend", tmp_path / "backend", ignore=shutil.ignore_patterns("tests", "benchmarks"))
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     env = {"DATABASE_URL": empty_database_url}

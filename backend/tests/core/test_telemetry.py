@@ -133,7 +133,7 @@ with in_thread(create_app(Settings())) as url:
     ],
     ids=["name", "endpoint", "switch"],
 )
-def test_requests_are_not_traced_without_a_switch_and_an_endpoint(
+def test_requests_are_traced_only_with_the_switch_and_an_endpoint(
     database_url: str, tmp_path: Path, env: dict[str, str]
 ) -> None:
     ended = run(

@@ -112,7 +112,7 @@ def server() -> Iterator[Server]:
         shutil.rmtree(folder)
 
 
-def test_a_url_as_neon_shows_it_works_and_the_password_is_in_no_log(server: Server, tmp_path: Path) -> None:
+def test_a_neon_url_works_and_the_log_contains_no_password(server: Server, tmp_path: Path) -> None:
     env = {"DATABASE_URL": server.url(**NEON), "LOG_LEVEL": "debug"}
     with as_process(tmp_path, env=env) as service, httpx.Client(base_url=service.base_url, timeout=30) as client:
         tasks = f"/api/{uuid4()}/tasks"
@@ -123,26 +123,26 @@ def test_a_url_as_neon_shows_it_works_and_the_password_is_in_no_log(server: Serv
         assert client.get(tasks).json() == [client.get(task).json()]
         assert client.delete(task).status_code == 204
         assert client.get("/health").status_code == 200
-    _tells_no_password(service.log)
+    _assert_no_password(service.log)
 
 
-def test_a_wrong_password_is_a_503_that_does_not_tell_it(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_password_is_a_503_that_does_not_contain_it(server: Server, tmp_path: Path) -> None:
     env = {"DATABASE_URL": server.url(password=PASSWORD + "!", **NEON), "LOG_LEVEL": "debug"}
     with as_process(tmp_path, env=env) as service:
         response = httpx.get(f"{service.base_url}/api/{uuid4()}/tasks", timeout=30)
         assert_error(response, 503)
-    _tells_no_password(response.text)
+    _assert_no_password(response.text)
     assert "password authentication failed" in service.log
-    _tells_no_password(service.log)
+    _assert_no_password(service.log)
 
 
-def _tells_no_password(text: str) -> None:
+def _assert_no_password(text: str) -> None:
     assert PASSWORD not in text
     assert quote(PASSWORD, safe="") not in text
     assert "s3cret" not in text
 
 
-def test_a_certificate_is_verified_where_the_url_asks_for_it(server: Server, tmp_path: Path) -> None:
+def test_a_certificate_is_verified_if_the_url_requires_it(server: Server, tmp_path: Path) -> None:
     other = tmp_path / "other.crt"
     other.write_bytes(_self_signed("localhost")[0])
     ours = tmp_path / "ours.crt"

@@ -168,13 +168,13 @@ def test_every_unique_key_contains_the_user(database_url: str) -> None:
         assert {"tasks": "user_id", "users": "id"}[table] in columns
 
 
-def test_the_statements_are_all_there_are(statements: dict[str, str]) -> None:
+def test_every_form_of_statement_is_checked(statements: dict[str, str]) -> None:
     forms = set(statements)
     updates = {sql for sql in forms if sql.startswith("UPDATE")}
     assert len({sql for sql in forms if sql.startswith("WITH")}) == 1
     assert len({sql for sql in forms if sql.startswith("DELETE")}) == 2
     assert set(CHANGES) == set(TaskUpdate.model_fields)
-    # Every choice of fields and the flip, each with and without If-Match.
+    # Every choice of fields and the toggle, each with and without If-Match.
     assert len(updates) == 2 * (len(NAMED) + 1)
     # Every choice of filters, and the single task.
     assert len(forms - updates) == 1 + 2 + 2**4 + 1
