@@ -101,7 +101,7 @@ def count_trips(data: Dataset, report: Report) -> None:
 
 
 def measure_round(title: str, arguments: argparse.Namespace, contenders: list[Contender], report: Report) -> None:
-    """Start all servers, then measure them in turns, scenario by scenario."""
+    """Start all servers, then measure them alternately, scenario by scenario."""
     with ExitStack() as stack:
         running: list[tuple[Server, Dataset, str]] = []
         for name, command, data in contenders:

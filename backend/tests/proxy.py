@@ -128,7 +128,7 @@ class Proxy:
 
     @_in_loop
     async def run_in_sessions(self, sql: str) -> list[bytes]:
-        """Run `sql` in the server session of each idle connection, unseen by its client; returns the raw answers."""
+        """Run `sql` in the server session of each idle connection, unnoticed by its client; returns the raw answers."""
         idle = [connection for connection in self.connections if connection.idle]
         return await asyncio.gather(*(connection.run(sql) for connection in idle))
 
@@ -234,7 +234,7 @@ class _Connection:
         return await self._hidden
 
     async def end(self, ending: Ending) -> None:
-        """Close the client's connection; that of the server follows."""
+        """Close the client's connection; the server's is closed next."""
         if ending == "shutdown":
             self._writer.write(SHUTDOWN)
         if ending == "RST":

@@ -1,7 +1,7 @@
-"""The documents: what they show is what happens, and what they name is there.
+"""The documents: commands print the output that is shown, and everything that is named exists.
 
-In a `console` block each line behind `$ ` is run, and what stands below it is the answer, but for times, ETags, cursors
-and request ids. In a `sh` block programs, options, targets, settings and files must exist; nothing is run.
+In a `console` block each line after `$ ` is run, and its output must be the lines below it, except for times, ETags,
+cursors and request ids. In a `sh` block programs, options, targets, settings and files must exist; nothing is run.
 """
 
 import os
@@ -47,7 +47,7 @@ VARIABLE_PARTS = [
 
 @dataclass
 class Step:
-    """A command and what a document says that it prints."""
+    """A command and the output in the document."""
 
     command: str
     answer: str
@@ -88,10 +88,10 @@ def test_the_console_blocks_show_the_real_output(document: Path, service: str, e
 
 
 def run(commands: list[str], service: str, database_url: str) -> list[str]:
-    """What each prints, run one after the other in one shell."""
+    """The output of each command; all are run in one shell, in order."""
     script = "".join(f"{command}\nprintf '\\036'\n" for command in commands).replace(BASE_URL, service)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # Not as a part of the `make test` that may have started this.
+    # Independent of a `make test` that may have started this.
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     environment = {**outside, "PATH": path, "DATABASE_URL": database_url}
     done = subprocess.run(
@@ -183,7 +183,7 @@ def test_commands_with_unknown_names_are_detected() -> None:
 
 
 def assert_exists(words: list[str]) -> None:
-    """That the command line `words` names programs, options, modules, targets, settings and files there are."""
+    """Assert that all programs, options, modules, targets, settings and files in the command line exist."""
     while words and (given := re.match(r"([A-Z_]+)=", words[0])):
         assert_variable(given.group(1))
         words = words[1:]

@@ -1,4 +1,4 @@
-"""What reaches the server before it is a request: upgrades, heads, silent and greedy clients, a stop under load."""
+"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, a stop under load."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ HEAD_LIMIT = 64 * 1024
 
 
 class Raw:
-    """A connection on which bytes are sent as given."""
+    """A connection that sends bytes unchanged."""
 
     def __init__(self, base_url: str, receive_buffer: int | None = None) -> None:
         address = urlsplit(base_url)
@@ -54,11 +54,11 @@ class Raw:
             raise
 
     def send(self, *segments: bytes) -> Self:
-        """Send each part in a segment of its own."""
+        """Send each part in its own segment."""
         for segment in segments:
             self.socket.sendall(segment)
             if len(segments) > 1:
-                time.sleep(0.01)  # nothing tells when the server has read a segment
+                time.sleep(0.01)  # it cannot be observed that the server has read a segment
         return self
 
     def response(self, method: str = "GET") -> httpx.Response:
@@ -68,7 +68,7 @@ class Raw:
             return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
 
     def rest(self) -> bytes:
-        """All that is sent until the server closes the connection."""
+        """All bytes received until the server closes the connection."""
         received = b""
         with suppress(ConnectionError):
             while data := self.socket.recv(65536):
@@ -146,7 +146,7 @@ def test_a_body_with_an_upgrade_header_is_read_as_a_body(
             data = request(method, path, headers, body, chunked=chunked)
             answer = raw.send(*segments(data, how)).response()
             assert (method, path, answer.status_code) == (method, path, status)
-        # The connection is still in step.
+        # The connection still works.
         assert raw.send(request("GET", task)).response().json()["title"] == "Buy oat milk"
     assert client.get(task).json()["completed"] is False
     assert [each["title"] for each in client.get(tasks).json()] == ["Buy tea", "Buy oat milk"]

@@ -36,7 +36,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def operations(tasks: str) -> list[Call]:
-    """Every request that needs the database."""
+    """All requests that need the database."""
     one = f"{tasks}/{uuid4()}"
     return [
         Call("GET", "/health"),
@@ -121,7 +121,7 @@ def workers_of(service: Service) -> set[int]:
 
 
 async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
-    """Kill a worker while clients create tasks, with retries; the statuses, and the number of lost connections."""
+    """Kill a worker while clients create tasks, with retries; returns the statuses and the count of lost connections."""
     statuses: Counter[int] = Counter()
     cut_off = 0
     stop = asyncio.Event()

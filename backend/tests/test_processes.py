@@ -35,7 +35,7 @@ ALEMBIC = (str(PROGRAMS / "alembic"),)
 
 @pytest.fixture(scope="module")
 def checkout() -> Iterator[Path]:
-    """The project in a folder whose name means something to shells and to libpq, with data and settings of its own."""
+    """The project in a folder whose name has characters special to shells and libpq, with its own data and settings."""
     # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
     with TemporaryDirectory() as parent:
         folder = Path(parent) / 'a `touch x` $(touch y) $HOME "checkout", it\'s'
@@ -48,7 +48,7 @@ def checkout() -> Iterator[Path]:
 
 
 def send_ctrl_c(service: Service) -> int:
-    """Interrupt the service as a terminal does, all of its processes at once; its exit status."""
+    """Send SIGINT to all processes of the service, as a terminal does; returns the exit status."""
     os.killpg(service.process.pid, signal.SIGINT)
     return service.process.wait(30)
 
@@ -60,7 +60,7 @@ def assert_clean_exit(service: Service) -> None:
 
 
 def use(service: Service) -> str:
-    """Create a task and find it again over other connections; its path."""
+    """Create a task and read it over other connections; returns its path."""
     with httpx.Client(base_url=service.base_url, headers={"Connection": "close"}) as client:
         created = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
         assert created.status_code == 201, created.text
@@ -71,7 +71,7 @@ def use(service: Service) -> str:
 
 
 def embedded_url(checkout: Path) -> str:
-    """The URL of the embedded server that runs there."""
+    """The URL of the embedded server of the checkout."""
     data = checkout / ".data" / "postgres"
     socket = data / (data / "postmaster.pid").read_text().splitlines()[4]
     return f"postgresql:///postgres?user=postgres&host={quote(str(socket), safe='')}"

@@ -1,4 +1,4 @@
-"""Better Auth itself and the service on one database: sign up, get a token, use the API, be refused elsewhere."""
+"""A real Better Auth server and the service on one database: sign up, get a token, use the API."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def better_auth(node: str, shared_database: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api(better_auth: str, shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a service that trusts Better Auth; it sends no token by itself."""
+    """A client, without a token of its own, of a service that trusts Better Auth."""
     with (
         production(better_auth, shared_database, tmp_path_factory.mktemp("service")) as service,
         httpx.Client(base_url=service.base_url, timeout=30) as client,
@@ -94,7 +94,7 @@ def six_operations(api: httpx.Client, tasks: str, task_id: str, headers: dict[st
 
 
 def create(api: httpx.Client, person: Person) -> str:
-    """Create a task as the person; its id."""
+    """Create a task as the person; returns its id."""
     created = api.post(person.tasks, json={"title": "Water the plants"}, headers=person.authorization)
     assert created.status_code == 201, created.text
     task_id: str = created.json()["id"]
@@ -102,7 +102,7 @@ def create(api: httpx.Client, person: Person) -> str:
 
 
 def all_tasks(api: httpx.Client, person: Person) -> object:
-    """The person's tasks, as the person sees them."""
+    """The person's tasks, read with their token."""
     listed = api.get(person.tasks, headers=person.authorization)
     assert listed.status_code == 200, listed.text
     return listed.json()

@@ -1,4 +1,4 @@
-"""Errors: always JSON, in one shape, never echoing input."""
+"""Errors: always JSON in one format, without echoing input."""
 
 import socket
 from collections.abc import Iterator
@@ -224,7 +224,7 @@ EVERY_OPERATION = [
 
 @pytest.fixture
 def broken(empty_database_url: str) -> Iterator[httpx.Client]:
-    """A client of a service with a database of its own, without our schema."""
+    """A client of a service whose database has no schema."""
     with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
         yield client
 

@@ -12,7 +12,7 @@ Write = Callable[[bytes | dict[str, object]], httpx.Response]
 
 @pytest.fixture(params=["create", "update"])
 def write(request: pytest.FixtureRequest, client: httpx.Client, tasks: str) -> Write:
-    """Send fields, or raw JSON, to create or to update a task; a title is added unless there is one."""
+    """Send fields, or raw JSON, to create or update a task; adds a title if there is none."""
     path = client.post(tasks, json={"title": "Before"}).headers["Location"]
     method, url = ("POST", tasks) if request.param == "create" else ("PUT", path)
 

@@ -127,7 +127,7 @@ def test_every_response_varies_by_origin(client: httpx.Client) -> None:
 
 @pytest.fixture
 def log(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """The lines that this process has logged; logging is reset afterwards."""
+    """The log lines of this process; logging is reset afterwards."""
 
     def lines() -> list[str]:
         for handler in logging.getLogger().handlers:

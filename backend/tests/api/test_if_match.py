@@ -1,4 +1,4 @@
-"""`If-Match` on every write: a task is changed only if it is still as the client has seen it."""
+"""`If-Match` on every write: a task is changed only if it has the given ETag."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A task of another user looks exactly like one that does not exist, in every operation."""
+"""In every operation, a task of another user is treated exactly like one that does not exist."""
 
 from typing import NamedTuple
 from uuid import uuid4
@@ -47,13 +47,13 @@ ATTEMPTS = [
     Attempt("DELETE", THIS, header=("If-Match", "{etag}")),
     Attempt("DELETE", THIS, header=("If-Match", '"0"')),
 ]
-# These name no task; the tests at the end of this file cover them.
+# These have no task id; the tests at the end of this file cover them.
 WITHOUT_TASK = {("GET", ALL), ("POST", ALL)}
 
 
 @pytest.fixture
 def secret(client: httpx.Client) -> httpx.Response:
-    """A task of another user, as that user sees it."""
+    """A task of another user, read by that user."""
     created = client.post(f"/api/{uuid4()}/tasks", json={"title": "secret", "description": "secret"})
     assert created.status_code == 201
     return client.get(created.headers["Location"])

@@ -14,7 +14,7 @@ from backend.tests.serving import in_thread, settings
 
 
 def add(client: httpx.Client, tasks: str, *titles: str, completed: bool = False) -> list[str]:
-    """Create tasks, the first title first; their ids, newest first as in the list."""
+    """Create tasks in the order of the titles; returns their ids, newest first as in the list."""
     created = [client.post(tasks, json={"title": title, "completed": completed}) for title in titles]
     return [response.json()["id"] for response in reversed(created)]
 
@@ -30,7 +30,7 @@ def titles(page: httpx.Response) -> set[str]:
 
 
 def walk(client: httpx.Client, url: str) -> Iterator[httpx.Response]:
-    """The page at `url` and all that follow it."""
+    """The page at `url` and all following pages."""
     page = client.get(url)
     yield page
     while "next" in page.links:
@@ -62,7 +62,7 @@ def test_a_listed_task_equals_the_task_fetched_alone(client: httpx.Client, tasks
 
 @pytest.fixture
 def without_indexes(empty_database_url: str) -> Iterator[httpx.Client]:
-    """A client of a service whose database uses no index: scanning one would return the order of the list anyway."""
+    """A client of a service whose database uses no index, because an index scan returns tasks in the expected order."""
     schema.upgrade(empty_database_url)
     [(name,)] = execute(empty_database_url, "SELECT current_database()")
     for use in ("indexscan", "indexonlyscan", "bitmapscan"):
@@ -77,7 +77,7 @@ def test_tasks_are_sorted_by_created_at_and_id_descending(
 ) -> None:
     client = without_indexes
     older = add(client, tasks, *"abcde")
-    # Creations on several machines may get the same time.
+    # Tasks created on several machines may have the same time.
     execute(empty_database_url, "UPDATE tasks SET created_at = now() - interval '1 s' WHERE user_id = %s", (user,))
     newer = add(client, tasks, "f", "g")
     client.patch(f"{tasks}/{older[2]}/complete")

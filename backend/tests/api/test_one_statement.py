@@ -19,7 +19,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def client(proxy: Proxy) -> Iterator[httpx.Client]:
-    # One connection: anything a request sends late is sent before the statement of the next request.
+    # With one connection, a late message of a request is sent before the statement of the next request.
     with in_thread(settings(proxy.url, db_pool_size=1)) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.get("/health").status_code == 200
         yield client

@@ -200,7 +200,7 @@ def test_header_names_are_written_as_in_their_rfcs(document: dict[str, Any]) -> 
         for parameter in operation.get("parameters", [])
     ]
     assert {p["name"] for p in parameters if p["in"] == "header"} == {"Idempotency-Key", "If-Match", "If-None-Match"}
-    # An absent parameter is not null: generated clients would offer to send it.
+    # Parameters must not be nullable: generated clients would allow null.
     assert all("null" not in json.dumps(parameter["schema"]) for parameter in parameters)
     assert all(parameter["description"] for parameter in parameters)
 

@@ -1,4 +1,4 @@
-"""Paths: a slash at the end changes nothing, HEAD answers wherever GET does, and URLs in headers are canonical."""
+"""Paths: a slash at the end changes nothing, HEAD works wherever GET does, and URLs in headers are canonical."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def test_links_are_the_same_with_a_slash_at_the_end(client: httpx.Client, tasks:
 
 @pytest.mark.parametrize("path", ["//docs", "/docs//", "/health//", "/api//"])
 def test_a_second_slash_is_another_path(client: httpx.Client, path: str) -> None:
-    # A client would take "//docs" for a host.
+    # A client would read "//docs" as a host.
     assert_error(client.get(httpx.URL(client.base_url).copy_with(raw_path=path.encode())), 404)
 
 

@@ -1,4 +1,4 @@
-"""Small frontends in pages of another origin, each with the habits of public ones; `.ci/browser` runs it."""
+"""Small frontends in pages of another origin, written like public ones; `.ci/browser` runs it."""
 
 from pathlib import Path
 

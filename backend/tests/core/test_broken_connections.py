@@ -1,4 +1,4 @@
-"""Clients never see an idle connection break; a statement whose connection breaks is retried if that is safe."""
+"""A broken idle connection causes no error; a statement whose connection breaks is retried if that is safe."""
 
 import asyncio
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def client(proxy: Proxy) -> Iterator[httpx.Client]:
 
 
 class Case:
-    """An operation on a task of its own."""
+    """An operation on its own task."""
 
     def __init__(self, client: httpx.Client, tasks: str, operation: Operation) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""Settings: what is accepted, what ends the start, and that each is documented."""
+"""Settings: valid and invalid values, and their documentation."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that ends the start."""
+    """The line printed when the start fails."""
     with pytest.raises(SystemExit) as stopped:
         load_settings()
     assert stopped.value.code == STARTUP_FAILURE

@@ -1,4 +1,4 @@
-"""PostgreSQL is killed under load and started again: every answer was true, and the service recovers."""
+"""PostgreSQL is killed under load and restarted: every response was true, and the service recovers."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ class Database:
         return False
 
     def kill(self) -> None:
-        """Kill all of its processes at once, so that none can clean up or tell its clients."""
+        """Kill all of its processes at once, so that none can clean up or notify its clients."""
         self._process.send_signal(signal.SIGSTOP)
         pids = processes(self._folder)
         for pid in pids:
@@ -80,7 +80,7 @@ def database() -> Iterator[Database]:
 
 @dataclass
 class Ledger:
-    """The answers that the clients got."""
+    """The responses that the clients received."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     creations: dict[str, str] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Ledger:
 
 
 async def run_client(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: asyncio.Event) -> None:
-    """Create, toggle, list and read until `stop` is set; raises if a request gets no answer."""
+    """Create, toggle, list and read until `stop` is set; raises if a request gets no response."""
     task = await client.post(tasks, json={"title": "toggled"})
     location = task.headers["Location"]
     ledger.versions[location] = version(task)
@@ -127,9 +127,7 @@ async def run_client(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop
         toggles[ledger.record(await client.patch(f"{location}/complete"), 200)] += 1
         ledger.record(await client.get(tasks), 200)
         if ledger.record(await client.get(location), 200) != "done":
-            await asyncio.sleep(
-                0.1
-            )  # otherwise twelve clients that retry at once leave no CPU to the database that starts
+            await asyncio.sleep(0.1)  # otherwise twelve retrying clients leave no CPU time for the starting database
 
 
 async def kill_under_load(database: Database, base_url: str, tasks: str, ledger: Ledger) -> list[float]:

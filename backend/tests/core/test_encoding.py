@@ -1,4 +1,4 @@
-"""A database whose encoding is not UTF8 cannot store every title: no request uses it, and the log tells why."""
+"""A database whose encoding is not UTF8 cannot store every title: no request uses it, and the log has the reason."""
 
 from collections.abc import Iterator
 from io import StringIO
@@ -18,7 +18,7 @@ from backend.tests.serving import ROOT, in_thread, settings
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII"])
 def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[str]:
-    """A database with this encoding, with the schema as written out by Alembic."""
+    """A database with this encoding and the schema, created from Alembic's SQL."""
     [(version,)] = execute(postgres_url, "SELECT current_setting('server_version_num')::int")
     provider = "LOCALE_PROVIDER libc" if version >= 150000 else ""
     name = f"test_{uuid4().hex}"

@@ -1,4 +1,4 @@
-"""uvloop and asyncio report a closed socket differently; requests are served alike on both."""
+"""uvloop and asyncio report a closed socket differently; responses must be the same with both."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ TIMEOUT = 20
 
 
 class Running(NamedTuple):
-    """A service in a process of its own, and its connection to the database."""
+    """A service in its own process, and its connection to the database."""
 
     client: httpx.Client
     proxy: Proxy
@@ -37,7 +37,7 @@ class Running(NamedTuple):
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the process, so that it sees all that happens in the block at once."""
+        """Pause the process, so that it notices all events of the block at once."""
         os.kill(self.pid, signal.SIGSTOP)
         until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
         try:
@@ -110,7 +110,7 @@ def test_a_connection_that_closed_after_a_response_is_not_reused(
         proxy.faults = ["after the answer"]
         before = proxy.opened
         assert client.patch(f"{location}/complete").json()["completed"] is True
-        # The end has been sent when the proxy forgot the connection; the service reads it before the next request.
+        # When the proxy has removed the connection, its end was sent; the service reads it before the next request.
         until(lambda: not proxy.connections)
     assert client.patch(f"{location}/complete").json()["completed"] is False
     assert proxy.opened == before + 1

@@ -1,4 +1,4 @@
-"""One user's requests take a part of the connections only, and those whose clients left take none."""
+"""One user's requests use only part of the connections; requests of disconnected clients use none."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-# Each word occurs at the end of each title only, after many positions at which it nearly does.
+# Each word occurs only at the end of a title, after many near matches, so that a search is slow.
 TITLE = "a" * 240 + "b" + "c" * 14
 SEARCH = " ".join("a" * length + "b" for length in range(14, 24))
 ROWS = 30_000
@@ -36,7 +36,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
     hung_up = 0
 
     async def search(url: str, stop: asyncio.Event) -> None:
-        """Search again and again, and hang up after a second."""
+        """Search repeatedly, and disconnect after a second."""
         nonlocal hung_up
         async with concurrent_client(url) as client:
             while not stop.is_set():
@@ -48,7 +48,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
                     hung_up += 1
 
     async def get_meanwhile(url: str) -> list[tuple[int, float]]:
-        """The status and the seconds of each of another user's requests."""
+        """The status and duration in seconds of each request of another user."""
         stop, answers = asyncio.Event(), []
         async with concurrent_client(url) as client, asyncio.TaskGroup() as group:
             for _ in range(3 * size):
@@ -91,7 +91,7 @@ def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, 
         abandoned = [socket.create_connection((address[0], int(address[1]))) for _ in range(100)]
         for connection in abandoned:
             connection.sendall(head.encode() + body)
-        # Answered after all bytes sent before were read.
+        # Its response arrives after all bytes sent before were read.
         with httpx.Client(base_url=url, timeout=30) as another:
             assert another.get("/health/live").status_code == 200
             assert another.get("/health/live").status_code == 200
@@ -102,6 +102,6 @@ def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, 
             assert another.get("/health/live").status_code == 200
         other.rollback()
         assert toggle.result().status_code == 200
-        # Requests wait in order, so that those before this one are done.
+        # Requests are served in order, so all earlier ones are finished.
         assert client.get("/health").status_code == 200
         assert [it["title"] for it in client.get(tasks, params={"limit": 100}).json()] == ["locked"]

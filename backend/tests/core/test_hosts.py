@@ -37,13 +37,13 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 def with_hosts(proxy: Proxy, *hosts: tuple[str, int]) -> str:
     """The URL of `proxy` with these names and ports instead of its own."""
     names, ports = zip(*hosts, strict=True)
-    # Without values that are empty: an empty `hostaddr` is an address too.
+    # Empty values are left out: an empty `hostaddr` counts as an address.
     given = dict(parse_qsl(urlsplit(proxy.url).query))
     return f"postgresql:///?{urlencode({**given, 'host': ','.join(names), 'port': ','.join(map(str, ports))})}"
 
 
 class Resolver:
-    """Answers for `names`; a name without addresses gets no answer before `stop`.
+    """Resolves `names`; a name without addresses gets no answer before `stop`.
 
     asyncio looks names up by `socket.getaddrinfo` in a thread; uvloop has a resolver of its own.
     """
@@ -85,7 +85,7 @@ def test_overlapping_requests_skip_a_silent_host(proxy: Proxy, silence: Silence)
         async with concurrent_client(base_url) as client:
 
             async def get(delay: float) -> int:
-                # Each begins while the one before is still trying the first host.
+                # Each begins while the previous one is still trying the first host.
                 await asyncio.sleep(delay)
                 return (await client.get(f"/api/{uuid4()}/tasks")).status_code
 

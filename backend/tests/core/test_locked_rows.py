@@ -1,4 +1,4 @@
-"""A row locked by another session delays the writers of this row only."""
+"""A row locked by another session delays only requests that write this row."""
 
 import threading
 import time
@@ -54,7 +54,7 @@ def test_writers_of_a_locked_row_do_not_delay_other_users(database_url: str, tas
     stop = threading.Event()
 
     def write(url: str, location: str) -> list[httpx.Response]:
-        """Retry a write as `Retry-After` says; the answers."""
+        """Retry a write after `Retry-After` seconds; returns the responses."""
         answers: list[httpx.Response] = []
         with httpx.Client(base_url=url, timeout=30) as client:
             while not stop.is_set():

@@ -58,7 +58,7 @@ def old_key_url(empty_database_url: str) -> str:
 
 @contextmanager
 def open_transaction(url: str, sql: str) -> Iterator[None]:
-    """Keep a transaction open that ran `sql`; it is rolled back at the end of the block."""
+    """Run `sql` in a transaction that is rolled back at the end of the block."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(sql)
         yield
@@ -195,7 +195,7 @@ def test_the_service_works_with_either_key(empty_database_url: str, user: str, t
 
 
 class Writer(threading.Thread):
-    """A client that writes to its own user's tasks until stopped, and remembers what the service acknowledged."""
+    """A client that writes tasks of its own user until stopped, and records the acknowledged writes."""
 
     def __init__(self, base_url: str) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Writer(threading.Thread):
         self._client = httpx.Client(base_url=base_url, timeout=30)
 
     def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Repeat the request until it succeeds; only a 503 that promises that nothing was written is repeated."""
+        """Repeat the request until it succeeds; only after a 503 that reports that nothing was written."""
         while True:
             response = self._client.request(method, path, **content)
             self.requests += 1
@@ -232,7 +232,7 @@ class Writer(threading.Thread):
                 self.send("GET", self.path, params={"limit": 10})
 
     def stored(self) -> dict[str, Any]:
-        """What the service has now."""
+        """The tasks that the service returns now."""
         found: dict[str, Any] = {}
         with httpx.Client(base_url=self._client.base_url, timeout=30) as client:
             path = f"{self.path}?limit=100"
@@ -278,7 +278,7 @@ def test_no_request_fails_and_no_write_is_lost_while_the_key_changes(old_key_url
 
 
 def test_repeated_creations_during_an_index_build_create_one_task(old_key_url: str, user: str, tasks: str) -> None:
-    # Two unique indexes, of which only the primary key's resolves conflicts: the state until the keys are exchanged.
+    # Two unique indexes, of which only the primary key's resolves conflicts, as during the migration.
     execute(old_key_url, "CREATE UNIQUE INDEX pk_tasks_new ON tasks (user_id, id)")
     with in_thread(settings(old_key_url)) as url, httpx.Client(base_url=url) as client:
         for number in range(50):

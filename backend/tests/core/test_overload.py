@@ -57,7 +57,7 @@ def test_two_hundred_clients_share_a_few_connections(proxy: Proxy, tasks: str, s
 
 def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_size=10, db_pool_timeout=30, log_level="error")) as url:
-        until(lambda: not proxy.connections)  # those of other tests
+        until(lambda: not proxy.connections)  # connections of other tests
         paths = [f"/api/{uuid4()}/tasks" for _ in range(50)]
         proxy.max_connections = 3
         proxy.delay = 0.01
@@ -73,7 +73,7 @@ def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: 
 
 def test_a_server_without_free_connections_reports_that_nothing_was_written(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_timeout=0.5)) as url:
-        until(lambda: not proxy.connections)  # those of other tests
+        until(lambda: not proxy.connections)  # connections of other tests
         proxy.max_connections = 0
         try:
             answer = httpx.post(url + tasks, json={"title": "a"}, timeout=30)

@@ -1,4 +1,4 @@
-"""The log line of a request, the handlers that receive it, and responses that other code has created."""
+"""The log line of a request, the handlers that receive it, and responses of other ASGI applications."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def app(database_url: str) -> FastAPI:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What a handler of the user's own on the root logger receives."""
+    """The records that a custom handler on the root logger receives."""
     received: list[logging.LogRecord] = []
 
     class Handler(logging.Handler):

@@ -1,4 +1,4 @@
-"""The schema: upgrades and downgrades beside other tables, and what the constraints reject."""
+"""The schema: upgrades and downgrades beside other tables, and the constraints."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ from backend.core import schema
 from backend.tests.database import execute
 from backend.tests.serving import ROOT, as_process
 
-# Roughly those of Better Auth's own migrations; "user" and "userId" are similar to ours.
+# Similar to the tables of Better Auth; "user" and "userId" resemble the service's own names.
 FOREIGN_TABLES = """
 CREATE TABLE "user" (id text PRIMARY KEY, email text NOT NULL UNIQUE);
 CREATE TABLE session (id text PRIMARY KEY, "userId" text NOT NULL REFERENCES "user" ON DELETE CASCADE);
@@ -116,7 +116,7 @@ def test_a_migration_has_a_lock_timeout(empty_database_url: str) -> None:
 
 @pytest.fixture
 def pooled_url(empty_database_url: str) -> Iterator[str]:
-    """A URL like Neon's pooled ones, whose host exists only without `-pooler`."""
+    """A URL like those of Neon's pooler; the host exists only without `-pooler`."""
     parts = urlsplit(empty_database_url)
     [socket] = parse_qs(parts.query).get("host", [""])
     if not socket.startswith("/"):

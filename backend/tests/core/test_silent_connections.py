@@ -1,4 +1,4 @@
-"""Connections that became silent, because a load balancer or a firewall forgot them, while new ones work."""
+"""Connections that a load balancer or a firewall has dropped silently, while new ones work."""
 
 import asyncio
 import sys
@@ -32,7 +32,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def open_connections(proxy: Proxy, base_url: str, count: int) -> None:
-    """Let the service open `count` connections, which are idle afterwards."""
+    """Let the service open `count` connections and leave them idle."""
     proxy.delay = 0.1
     send_concurrently(base_url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(count)])
     proxy.delay = 0
@@ -44,7 +44,7 @@ def open_connections(proxy: Proxy, base_url: str, count: int) -> None:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_silent_connections_are_replaced(proxy: Proxy, silence: Silence, clients: int, loop: Loop) -> None:
     async def get_until_served(client: httpx.AsyncClient) -> tuple[float, float]:
-        """The seconds until the first success, and those of the longest request."""
+        """The seconds until the first success, and the duration of the longest request."""
         path = f"/api/{uuid4()}/tasks"
         started, longest = time.monotonic(), 0.0
         while True:
@@ -69,7 +69,7 @@ def test_silent_connections_are_replaced(proxy: Proxy, silence: Silence, clients
         assert max(recovery for recovery, _ in seconds) < LIMIT
         assert max(longest for _, longest in seconds) < LIMIT
         if silence == "swallow":
-            # Those that were not used may be kept until their next use.
+            # Unused connections may be kept until their next use.
             until(lambda: len(silent - proxy.connections) >= 1)
 
 
@@ -111,7 +111,7 @@ def test_a_silent_connection_releases_its_slot(proxy: Proxy, tasks: str) -> None
             started = time.monotonic()
             assert_error(client.get(tasks), 503)
             assert time.monotonic() - started < LIMIT
-        # The messages held back are lost too.
+        # The delayed messages are lost too.
         proxy.silence("swallow")
         proxy.thaw()
         until(lambda: client.get(tasks).status_code == 200, LIMIT)

@@ -1,4 +1,4 @@
-"""A database as Neon has it: TLS only, SCRAM with channel binding, and a password that no log tells."""
+"""A database like Neon's: TLS only, SCRAM with channel binding, and a password that is not logged."""
 
 import os
 import pwd
@@ -26,13 +26,13 @@ from backend.tests.serving import as_process, free_port, in_thread, settings
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="needs a PostgreSQL with TLS, in /usr/lib/postgresql")
 
-# With characters that mean something in a URL.
+# With characters that are special in a URL.
 PASSWORD = "s3cret/p@ss:w%rd?#"
 NEON = {"sslmode": "require", "channel_binding": "require"}
 
 
 class Server:
-    """A PostgreSQL that lets in nobody but `owner`, with the password and over TLS."""
+    """A PostgreSQL that accepts only `owner`, with the password and over TLS."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,11 +50,11 @@ class Server:
         self._run("pg_ctl", f"--log={folder}/log", f"--options={options}", "--wait", "start")
 
     def url(self, *, host: str = "localhost", password: str = PASSWORD, **parameters: str) -> str:
-        """The database's URL, with these parameters for libpq."""
+        """The database's URL with these libpq parameters."""
         return f"postgresql://owner:{quote(password, safe='')}@{host}:{self._port}/postgres?{urlencode(parameters)}"
 
     def stop(self) -> None:
-        """Stop it at once."""
+        """Stop the server immediately."""
         self._run("pg_ctl", "--mode=immediate", "stop")
 
     def _write(self, name: str, content: bytes) -> None:
@@ -102,7 +102,7 @@ def _self_signed(host: str) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    # Not pytest's folder, which PostgreSQL's user may not pass through.
+    # Not in pytest's folder, which PostgreSQL's user cannot access.
     folder = Path(tempfile.mkdtemp())
     try:
         started = Server(folder)

@@ -1,4 +1,4 @@
-"""The JSON of tasks is, byte for byte, what the response model would write."""
+"""The JSON of tasks equals the output of the response model, byte for byte."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -69,7 +69,7 @@ def unusual_settings_client(postgres_url: str, empty_database_url: str) -> Itera
         "IntervalStyle": "sql_standard",
         "bytea_output": "escape",
     }
-    # Before anybody, a pooler for one, has a session there.
+    # Before any session exists, for example that of a pooler.
     name = urlsplit(empty_database_url).path.strip("/")
     for setting, value in odd.items():
         execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
@@ -83,8 +83,8 @@ def test_database_settings_do_not_change_the_json(
     unusual_settings_client: httpx.Client, empty_database_url: str
 ) -> None:
     path = f"/api/{uuid4()}/tasks"
-    made = [unusual_settings_client.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
-    for response, text in zip(made, TEXTS, strict=True):
+    created = [unusual_settings_client.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
+    for response, text in zip(created, TEXTS, strict=True):
         assert response.json()["description"] == text
         assert_equals_model_output(response.content)
         moment = datetime.fromisoformat(response.json()["created_at"])
@@ -94,4 +94,4 @@ def test_database_settings_do_not_change_the_json(
     while "next" in page.links:
         walked += page.content[1:-1] + b","
         page = unusual_settings_client.get(page.links["next"]["url"])
-    assert walked + page.content[1:-1] == b",".join(response.content for response in reversed(made))
+    assert walked + page.content[1:-1] == b",".join(response.content for response in reversed(created))
