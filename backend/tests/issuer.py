@@ -35,7 +35,7 @@ class Key:
 
     @property
     def jwk(self) -> dict[str, object]:
-        """The public key as it is published."""
+        """The public key as published."""
         public = jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.public, as_dict=True)
         return {**public, "alg": self.algorithm, "kid": self.kid}
 

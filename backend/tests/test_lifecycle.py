@@ -80,9 +80,9 @@ def test_a_missing_schema_is_reported_with_the_command_that_creates_it(empty_dat
         schema.upgrade(empty_database_url)
         assert_works(url, tasks)
         execute(empty_database_url, "UPDATE alembic_version SET version_num = 'older'")
-        behind = httpx.get(f"{url}/health")
-        assert_error(behind, 503)
-        assert "`alembic upgrade head`" in behind.json()["detail"]
+        outdated = httpx.get(f"{url}/health")
+        assert_error(outdated, 503)
+        assert "`alembic upgrade head`" in outdated.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def workers_of(service: Service) -> set[int]:
 
 
 async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
-    """Kill a worker while clients create tasks, with retries; returns the statuses and the count of lost connections."""
+    """Kill a worker while clients create tasks, with retries; returns the statuses and the number of lost requests."""
     statuses: Counter[int] = Counter()
-    cut_off = 0
+    lost = 0
     stop = asyncio.Event()
 
     async def use(client: httpx.AsyncClient) -> None:
-        nonlocal cut_off
+        nonlocal lost
         while not stop.is_set():
             key = {"Idempotency-Key": str(uuid4())}
             status = None
@@ -135,7 +135,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
                 try:
                     status = (await client.post(tasks, json={"title": "a"}, headers=key)).status_code
                 except httpx.TransportError:
-                    cut_off += 1
+                    lost += 1
             statuses[status] += 1
 
     async with concurrent_client(service.base_url) as client, asyncio.TaskGroup() as group:
@@ -149,7 +149,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
         served = statuses.total()
         await asyncio.to_thread(until, lambda: statuses.total() > served + 10 * CLIENTS)
         stop.set()
-    return statuses, cut_off
+    return statuses, lost
 
 
 def test_a_dead_worker_is_replaced_and_only_its_clients_are_disconnected(
@@ -158,10 +158,10 @@ def test_a_dead_worker_is_replaced_and_only_its_clients_are_disconnected(
     env = {"DATABASE_URL": database_url}
     with as_process(tmp_path, *UVICORN, "--workers", "2", env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
-        statuses, cut_off = asyncio.run(kill_a_worker(service, tasks))
-        print(f"\n{statuses.total()} creations, {cut_off} of {CLIENTS} clients cut off")
+        statuses, lost = asyncio.run(kill_a_worker(service, tasks))
+        print(f"\n{statuses.total()} creations, {lost} of {CLIENTS} clients cut off")
         assert list(statuses) == [201]
-        assert cut_off <= CLIENTS
+        assert lost <= CLIENTS
         listed = httpx.get(f"{service.base_url}{tasks}", params={"total": "true"})
         assert listed.headers["X-Total-Count"] == str(statuses.total())
 
@@ -218,20 +218,20 @@ def test_passwords_are_never_shown_or_logged(proxy: Proxy, tmp_path: Path, tasks
     password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
     url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
     env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}
-    told = ""
+    output = ""
     proxy.refuse()
     with as_process(tmp_path, env=env) as service:
-        told += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.accept()
         assert_works(service.base_url, tasks)
         proxy.faults = ["in the answer", "before the answer"]
-        told += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.cut_idle("shutdown")
         proxy.freeze()
-        told += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.thaw()
         service.stop(signal.SIGTERM)
-        told += service.log
-    assert "cannot be reached" in told
-    assert "did not answer in time" in told
-    assert password not in told
+        output += service.log
+    assert "cannot be reached" in output
+    assert "did not answer in time" in output
+    assert password not in output

@@ -66,8 +66,8 @@ def test_every_response_has_the_id_and_the_frontend_may_read_it(client: httpx.Cl
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_browser_may_send_every_header_that_the_operations_take(client: httpx.Client, method: str) -> None:
     wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,x-request-id"
-    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
-    allowed = client.options(TASKS, headers=asked)
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
+    allowed = client.options(TASKS, headers=preflight)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert allowed.headers["Access-Control-Allow-Credentials"] == "true"
@@ -80,11 +80,11 @@ def test_a_browser_may_send_every_header_that_the_operations_take(client: httpx.
     "origin", ["http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.test", "null"]
 )
 def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
-    asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
-    refused = client.options(TASKS, headers=asked)
+    preflight = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    refused = client.options(TASKS, headers=preflight)
     assert refused.status_code == 400
     assert isinstance(refused.json()["detail"], str)
-    for response in (client.options(TASKS, headers=asked), client.get(TASKS, headers={"Origin": origin})):
+    for response in (client.options(TASKS, headers=preflight), client.get(TASKS, headers={"Origin": origin})):
         assert "Access-Control-Allow-Origin" not in response.headers
         assert response.headers["X-Request-ID"]
 
@@ -100,12 +100,12 @@ def test_only_the_origins_in_the_settings_are_allowed() -> None:
 
 
 def test_with_a_wildcard_any_origin_is_allowed_without_credentials() -> None:
-    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
     with in_thread(settings(UNREACHABLE, cors_origins="*")) as url, httpx.Client(base_url=url) as client:
         for response in (
             client.get("/health/live", headers={"Origin": ORIGIN}),
             client.get(TASKS, headers={"Origin": ORIGIN, "Cookie": "session=1"}),
-            client.options(TASKS, headers=asked),
+            client.options(TASKS, headers=preflight),
         ):
             assert response.headers["Access-Control-Allow-Origin"] == "*"
             assert "Access-Control-Allow-Credentials" not in response.headers

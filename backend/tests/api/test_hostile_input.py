@@ -278,7 +278,7 @@ NOT_JSON = {
     "two documents": b'{"title": "a"}{"title": "b"}',
     "a line break in a string": b'{"title": "a\nb"}',
     "U+0000 in a string": b'{"title": "a\0b"}',
-    "U+0000 behind it": b'{"title": "a"}\0',
+    "U+0000 after it": b'{"title": "a"}\0',
     "a wrong escape": rb'{"title": "\x41"}',
     "half an escape": rb'{"title": "\u004"}',
     "a form": b"title=mArKeR&completed=true",

@@ -136,10 +136,10 @@ def test_public_paths_need_no_token(api: httpx.Client, path: str) -> None:
 
 def test_preflight_needs_no_token_and_a_401_has_cors_headers(api: httpx.Client) -> None:
     origin = {"Origin": "http://localhost:3000"}
-    wish = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
-    asked = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | wish)
-    assert asked.status_code == 200
-    assert "authorization" in asked.headers["Access-Control-Allow-Headers"].lower()
+    preflight_headers = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
+    preflight = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | preflight_headers)
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["Access-Control-Allow-Headers"].lower()
     refused = api.get(f"/api/{uuid4()}/tasks", headers=origin)
     assert_error(refused, 401)
     assert refused.headers["Access-Control-Allow-Origin"] == origin["Origin"]

@@ -45,7 +45,7 @@ def with_hosts(proxy: Proxy, *hosts: tuple[str, int]) -> str:
 class Resolver:
     """Resolves `names`; a name without addresses gets no answer before `stop`.
 
-    asyncio looks names up by `socket.getaddrinfo` in a thread; uvloop has a resolver of its own.
+    asyncio looks names up by `socket.getaddrinfo` in a thread; uvloop has its own resolver.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, **names: list[str]) -> None:

@@ -108,13 +108,13 @@ def test_every_request_to_a_silent_database_is_answered(proxy: Proxy, tasks: str
         for answer in answers:
             assert_error(answer, 503)
             assert answer.headers["Retry-After"] == "1"
-        told = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
+        details = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
         late, busy = "The database did not answer in time", "All connections to the database are busy"
-        assert {reason for reason, _ in told} == {late, busy}
-        assert told.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
+        assert {reason for reason, _ in details} == {late, busy}
+        assert details.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
         until(lambda: client.get("/health").status_code == 200)
         created = sum(task["title"] == "b" for task in client.get(tasks).json())
-        assert created <= told[late, f"{MAYBE_WRITTEN}."] <= 2
+        assert created <= details[late, f"{MAYBE_WRITTEN}."] <= 2
 
 
 def test_an_incomplete_answer_does_not_delay_other_requests(proxy: Proxy, tasks: str) -> None:
