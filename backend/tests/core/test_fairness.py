@@ -33,11 +33,11 @@ def test_a_users_slow_searches_do_not_delay_other_users(
     execute(database_url, "INSERT INTO users (id) VALUES (%s)", (user,))
     insert = "INSERT INTO tasks (id, user_id, title) SELECT gen_random_uuid(), %s, %s FROM generate_series(1, %s)"
     execute(database_url, insert, (user, TITLE, ROWS))
-    hung_up = 0
+    timeouts = 0
 
     async def search(url: str, stop: asyncio.Event) -> None:
         """Search repeatedly, and disconnect after a second."""
-        nonlocal hung_up
+        nonlocal timeouts
         async with concurrent_client(url) as client:
             while not stop.is_set():
                 parameters = {"search": SEARCH, "total": "true"}
@@ -45,7 +45,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
                     answer = await client.get(tasks, params=parameters, timeout=1)
                     assert answer.status_code in (200, 503)
                 except httpx.TimeoutException:
-                    hung_up += 1
+                    timeouts += 1
 
     async def get_meanwhile(url: str) -> list[tuple[int, float]]:
         """The status and duration in seconds of each request of another user."""
@@ -53,7 +53,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
         async with concurrent_client(url) as client, asyncio.TaskGroup() as group:
             for _ in range(3 * size):
                 group.create_task(search(url, stop))
-            await asyncio.to_thread(until, lambda: hung_up)
+            await asyncio.to_thread(until, lambda: timeouts)
             path = f"/api/{uuid4()}/tasks"
             for _ in range(12):
                 started = time.monotonic()
@@ -67,7 +67,7 @@ def test_a_users_slow_searches_do_not_delay_other_users(
         answers = asyncio.run(get_meanwhile(url))
     assert {status for status, _ in answers} == {200}
     assert statistics.median(seconds for _, seconds in answers) < 1
-    assert hung_up >= 3 * size
+    assert timeouts >= 3 * size
 
 
 def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, tasks: str) -> None:
