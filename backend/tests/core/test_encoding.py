@@ -29,7 +29,7 @@ def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[
         url = f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
         config = Config(ROOT / "alembic.ini", output_buffer=StringIO())
         config.attributes["url"] = url
-        # The later migrations are no single transaction, and change nothing that matters here.
+        # The later migrations are not one transaction, and do not affect this test.
         command.upgrade(config, "0001", sql=True)
         assert isinstance(config.output_buffer, StringIO)
         execute(url, config.output_buffer.getvalue())

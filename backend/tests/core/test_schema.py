@@ -34,8 +34,6 @@ CREATE TABLE jwks (id text PRIMARY KEY, "publicKey" text NOT NULL);
 CREATE SCHEMA other;
 CREATE TABLE other.tasks (id int);
 """
-# As in migrations/env.py, which cannot be imported.
-MIGRATION_LOCK = 7_236_451
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1"
 
 
