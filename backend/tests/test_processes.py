@@ -112,9 +112,9 @@ def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, t
     assert_server_stopped(checkout / ".data")
 
 
-@pytest.mark.parametrize("database", ["embedded", "ours"])
+@pytest.mark.parametrize("database", ["embedded", "given"])
 def test_workers_share_a_database(checkout: Path, tmp_path: Path, database_url: str, database: str) -> None:
-    env = {"DATABASE_URL": database_url} if database == "ours" else {}
+    env = {"DATABASE_URL": database_url} if database == "given" else {}
     with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout, env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
         use(service)

@@ -157,12 +157,12 @@ def test_in_production_every_log_line_is_json(database_url: str, log: Callable[[
         except ValueError:
             logging.getLogger("backend").exception("it was %s", "raised")
     entries = [json.loads(line) for line in log()]
-    [ours] = [entry for entry in entries if entry["request_id"] == "mine"]
-    assert (ours["level"].lower(), ours["method"], ours["status"]) == ("info", "PATCH", 404)
-    assert ours["route"] == "/api/{user_id}/tasks/{task_id}/complete"
-    assert ours["milliseconds"] >= 0
-    assert ours["client"] == "127.0.0.1"
-    assert datetime.fromisoformat(ours["time"]).tzinfo is not None
+    [logged] = [entry for entry in entries if entry["request_id"] == "mine"]
+    assert (logged["level"].lower(), logged["method"], logged["status"]) == ("info", "PATCH", 404)
+    assert logged["route"] == "/api/{user_id}/tasks/{task_id}/complete"
+    assert logged["milliseconds"] >= 0
+    assert logged["client"] == "127.0.0.1"
+    assert datetime.fromisoformat(logged["time"]).tzinfo is not None
     [error] = [entry for entry in entries if entry["message"] == "it was raised"]
     assert error["level"].lower() == "error"
     assert any('ValueError: two\nlines and a "quote"' in str(value) for value in error.values())

@@ -145,15 +145,15 @@ def _assert_no_password(text: str) -> None:
 def test_a_certificate_is_verified_if_the_url_requires_it(server: Server, tmp_path: Path) -> None:
     other = tmp_path / "other.crt"
     other.write_bytes(_self_signed("localhost")[0])
-    ours = tmp_path / "ours.crt"
-    shutil.copy(server.folder / "data" / "server.crt", ours)
-    right = server.url(sslmode="verify-full", sslrootcert=str(ours))
+    certificate = tmp_path / "server.crt"
+    shutil.copy(server.folder / "data" / "server.crt", certificate)
+    right = server.url(sslmode="verify-full", sslrootcert=str(certificate))
     schema.upgrade(right)
     for url, status in (
         (right, 200),
         (server.url(sslmode="verify-full", sslrootcert=str(other)), 503),
-        (server.url(host="127.0.0.1", sslmode="verify-full", sslrootcert=str(ours)), 503),
-        (server.url(host="127.0.0.1", sslmode="verify-ca", sslrootcert=str(ours)), 200),
+        (server.url(host="127.0.0.1", sslmode="verify-full", sslrootcert=str(certificate)), 503),
+        (server.url(host="127.0.0.1", sslmode="verify-ca", sslrootcert=str(certificate)), 200),
         (server.url(sslmode="disable"), 503),
         (server.url(sslmode="disable", channel_binding="require"), 503),
     ):
