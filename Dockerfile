@@ -1,13 +1,13 @@
 # docker build --tag task-service .
 # docker run --rm --env DATABASE_URL=… --env AUTH_DISABLED=true task-service alembic upgrade head
-# docker run --init --stop-timeout 20 --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
+# docker run --init --stop-timeout 40 --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
 #
-# The service never changes the schema itself here: migrate before new containers start.
+# The container does not migrate the database: migrate before you start a new version.
 # --init: Linux ignores signals that process 1 has no handler for, so a stop during the first second would be lost.
-# With it, a container that was stopped ends with status 143.
-# --stop-timeout: requests in flight may take 11 seconds, Docker kills after 10 by default.
+# With it, a stopped container exits with status 143.
+# --stop-timeout: requests in flight may take 37 seconds; by default, Docker kills the container after 10.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
-# With several workers, uvicorn ends with status 0 even if a wrong setting ended the workers; the line is in the log.
+# With several workers, uvicorn exits with status 0 even if a wrong setting ended the workers; the line is in the log.
 # FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT enable traces. If the collector is unreachable, the
 # container needs up to three times OTEL_EXPORTER_OTLP_TIMEOUT seconds more to stop.
 

@@ -9,7 +9,7 @@ _used_keys: set[str] = set()
 
 @schemathesis.hook
 def filter_case(_: schemathesis.HookContext, case: schemathesis.Case) -> bool:
-    """Leave out requests that are valid or invalid only by rules that are not in the document."""
+    """Skip requests whose validity depends on rules that are not in the document."""
     return not (_is_invalid_query(case.query) or _is_short_without_white_space(case.body))
 
 
@@ -23,7 +23,7 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: dict[s
 
 
 def _is_invalid_query(query: object) -> bool:
-    # Each parameter is valid, but not together with the other.
+    # Each parameter is valid, but not the combination.
     together = ({"cursor", "offset"}, {"status", "completed"})
     return isinstance(query, dict) and (
         any(pair <= query.keys() for pair in together) or len(str(query.get("search", "")).split()) > 10
@@ -31,6 +31,6 @@ def _is_invalid_query(query: object) -> bool:
 
 
 def _is_short_without_white_space(body: object) -> bool:
-    # A title is measured without surrounding white space.
+    # Surrounding white space does not count towards a title's length.
     title = body.get("title") if isinstance(body, dict) else None
     return isinstance(title, str) and len(title) > 255 >= len(title.strip())

@@ -18,7 +18,7 @@ TASKS = 100_000  # gives the owner 10,000
 FEW = 10_000
 DESCRIPTION = """Compare the service with two others on the same PostgreSQL: the tutorial (FastAPI + SQLModel as their
 documentation teaches) and the bare driver (psycopg2 without a framework). Each runs as one process. They are measured
-in turns, and the report shows medians. Requires Linux and wrk."""
+alternately, and the report shows medians. Requires Linux and wrk."""
 EPILOG = f"""mix: half get, a fifth list-20, a tenth each create, update and toggle. deep-offset and deep-cursor: the
 last 50 of 10,000 tasks of a user, with --fill 50 at depth 100,000. Other work on the machine distorts the figures:
 compare ratios within one run. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
@@ -101,7 +101,7 @@ def count_trips(data: Dataset, report: Report) -> None:
 
 
 def measure_round(title: str, arguments: argparse.Namespace, contenders: list[Contender], report: Report) -> None:
-    """Start all servers, then measure them in turns, scenario by scenario."""
+    """Start all servers, then measure them alternately, scenario by scenario."""
     with ExitStack() as stack:
         running: list[tuple[Server, Dataset, str]] = []
         for name, command, data in contenders:

@@ -22,7 +22,7 @@ class Proxy:
     _trips: "Synchronized[int]"
 
     def trips(self) -> int:
-        """How many round trips clients have made so far: how often one sent something after it had received."""
+        """The number of round trips so far: how often a client sent data after it had received some."""
         return self._trips.value
 
 

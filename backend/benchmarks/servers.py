@@ -17,7 +17,7 @@ import httpx
 
 PROJECT = Path(__file__).parents[2]
 UVICORN = (sys.executable, "-m", "uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log")
-# The service runs as it ships, with its own start command and request log.
+# The service runs unchanged, with its own start command and request log.
 COMMANDS = {
     "service": (sys.executable, "-m", "backend"),
     "tutorial": (*UVICORN, "backend.benchmarks.tutorial:app"),
@@ -87,22 +87,22 @@ class Server:
     def check(self) -> None:
         """Raise SystemExit unless the responses are correct, so that only servers that do the work are measured."""
         tasks = f"/api/{uuid4()}/tasks"
-        made = self._task("POST", tasks, 201, {"title": "Buy milk", "description": "Two"})
+        created = self._task("POST", tasks, 201, {"title": "Buy milk", "description": "Two"})
         expected = {
-            **made,
+            **created,
             "user_id": tasks.split("/")[2],
             "title": "Buy milk",
             "description": "Two",
             "completed": False,
         }
-        self._same("create", made, expected)
-        path = f"{tasks}/{made['id']}"
+        self._same("create", created, expected)
+        path = f"{tasks}/{created['id']}"
         self._same("get", self._task("GET", path), expected)
         updated = self._task("PUT", path, 200, {"title": "Buy bread"})
         self._same("update", updated, {**expected, "title": "Buy bread", "updated_at": updated["updated_at"]})
         toggled = self._task("PATCH", f"{path}/complete")
         self._same("toggle", toggled, {**updated, "completed": True, "updated_at": toggled["updated_at"]})
-        self._same("time of writing", made["updated_at"] < updated["updated_at"] < toggled["updated_at"], True)
+        self._same("time of writing", created["updated_at"] < updated["updated_at"] < toggled["updated_at"], True)
         newer = self._task("POST", tasks, 201, {"title": "Newer"})
         for query, page in (("", [newer, toggled]), ("?limit=1", [newer]), ("?offset=1", [toggled])):
             self._same("list", [_with_times(task) for task in self.client.get(tasks + query).json()], page)

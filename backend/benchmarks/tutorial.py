@@ -1,4 +1,4 @@
-"""A service as the FastAPI and SQLModel tutorials teach: sync endpoints, a session per request, ORM entities."""
+"""A service like those in the FastAPI and SQLModel tutorials: sync endpoints, a session per request, ORM entities."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Many clients at once, and waiting for conditions."""
+"""Concurrent requests, and waiting for conditions."""
 
 import asyncio
 import time
@@ -24,8 +24,8 @@ def concurrent_client(base_url: str) -> httpx.AsyncClient:
     )
 
 
-def at_once(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
-    """Send all `calls` at the same time, each over a connection of its own; raises if one gets no answer."""
+def send_concurrently(base_url: str, calls: Sequence[Call]) -> list[httpx.Response]:
+    """Send all `calls` at the same time, each over its own connection; raises if one gets no response."""
 
     async def send() -> list[httpx.Response]:
         async with concurrent_client(base_url) as client:

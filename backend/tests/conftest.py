@@ -1,4 +1,4 @@
-"""What tests stand on: a real PostgreSQL with our schema, the service on it, and a user of the test's own."""
+"""Fixtures: a real PostgreSQL with the schema, the service on it, and a new user for each test."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def database_url(postgres_url: str) -> Iterator[str]:
-    """A database with our schema, shared by the tests of a process: each test has users of its own."""
+    """A database with the schema, shared by the tests of a process: each test has its own users."""
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
         yield url
@@ -61,7 +61,7 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 
 @contextmanager
 def empty_database(server_url: str) -> Iterator[str]:
-    """Make a database on the server and drop it afterwards; its URL."""
+    """Create a database on the server and drop it afterwards; yields its URL."""
     name = f"test_{uuid4().hex}"
     parts = urlsplit(server_url)
     with_name = f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
@@ -82,14 +82,14 @@ def base_url(database_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(base_url: str) -> Iterator[httpx.Client]:
     """A client of the service."""
-    # No limits: over one, a thread of the client closes a connection that another is about to use.
+    # Without limits: above one, a thread of the client closes a connection that another thread is about to use.
     with httpx.Client(base_url=base_url, timeout=30, limits=httpx.Limits()) as session:
         yield session
 
 
 @pytest.fixture
 def user() -> str:
-    """Somebody who has no task yet."""
+    """The id of a user without tasks."""
     return str(uuid4())
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document as it stands in specs/; `python -m backend.tests.contract` writes it anew."""
+"""The OpenAPI document in specs/; `python -m backend.tests.contract` writes it again."""
 
 import yaml
 

@@ -1,4 +1,4 @@
-"""What tests do behind the service's back."""
+"""Access to the database without the service."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -8,7 +8,7 @@ import psycopg2
 
 
 def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-    """Run one statement in a transaction of its own; its rows, if it has any."""
+    """Run one statement in its own transaction; returns its rows, if any."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         cursor.execute(sql, parameters)
@@ -16,12 +16,12 @@ def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple
 
 
 @contextmanager
-def holding_up_writes(url: str, task_id: str) -> Iterator[None]:
-    """Lock a task; those who are to write it meet at the end of the body, where at least two wait for the lock."""
+def blocking_writes(url: str, task_id: str) -> Iterator[None]:
+    """Lock a task until the end of the block, when at least two sessions must wait for the lock."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT id FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
         yield
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        assert any(execute(url, waiting)[0][0] >= 2 for _ in range(5_000)), "nobody waits for the lock"
+        assert any(execute(url, waiting)[0][0] >= 2 for _ in range(5_000)), "no session waits for the lock"

@@ -1,10 +1,10 @@
-"""The shape that every error of the service has."""
+"""The common format of errors."""
 
 import httpx
 
 
 def assert_error(response: httpx.Response, status: int, *loc: str) -> None:
-    """Assert the common shape of errors and this `status`; `loc`: the location of the only refused value of a 422."""
+    """Assert the common format and this `status`; `loc`: the location of the only invalid value of a 422."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/json"
     assert response.headers["X-Request-ID"]

@@ -1,4 +1,4 @@
-"""A configurable issuer of tokens: Better Auth as the service sees it, its failures, and forged tokens."""
+"""A configurable issuer of tokens, which replaces Better Auth, fails as tests require, and signs any token."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 Sign = Callable[[bytes], bytes]
 Answer = Callable[[BaseHTTPRequestHandler], None]
-"""What the issuer does instead of publishing its keys."""
+"""Handles a fetch instead of publishing the keys."""
 
 
 class Key:
@@ -35,7 +35,7 @@ class Key:
 
     @property
     def jwk(self) -> dict[str, object]:
-        """The public key as it is published."""
+        """The public key as published."""
         public = jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.public, as_dict=True)
         return {**public, "alg": self.algorithm, "kid": self.kid}
 
@@ -44,13 +44,13 @@ class Key:
         return jwt.get_algorithm_by_name(self.algorithm).sign(text, self.private)
 
     def token(self, claims: object, sign: Sign | None = None, /, **header: object) -> str:
-        """A token with this key's header, changed as `header` says, where `...` takes a member out."""
+        """A token with this key's header and the changes in `header`; `...` removes a member."""
         members = {"alg": self.algorithm, "kid": self.kid, **header}
         return token({name: value for name, value in members.items() if value is not ...}, claims, sign or self.sign)
 
 
 def token(header: object, claims: object, sign: Sign) -> str:
-    """A JWT of any parts: bytes unchanged, everything else as JSON."""
+    """A JWT with any parts: bytes are used unchanged, other objects as JSON."""
     signed = f"{base64url(_serialized(header))}.{base64url(_serialized(claims))}"
     return f"{signed}.{base64url(sign(signed.encode()))}"
 
@@ -65,41 +65,41 @@ def _serialized(content: object) -> bytes:
 
 
 class Issuer:
-    """Publishes `keys`, or behaves like `answer`; counts the requests."""
+    """Publishes `keys`, or calls `answer` if it is set; counts the fetches."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: list[Key] = [Key()]
         self.others: list[object] = []
-        """Published besides the keys, before and after them."""
+        """Published in addition to the keys, before and after them."""
         self.answer: Answer | None = None
         self.fetches = 0
-        self.most_at_once = 0
-        self.asked = threading.Semaphore(0)
-        """Released by every fetch that begins."""
-        self.left = threading.Semaphore(0)
-        """Released when who asked has hung up."""
+        self.max_concurrent_fetches = 0
+        self.fetch_started = threading.Semaphore(0)
+        """Released when a fetch begins."""
+        self.client_disconnected = threading.Semaphore(0)
+        """Released when the client of a fetch has disconnected."""
         self._lock = threading.Lock()
-        self._under_way = 0
-        self._may_answer = threading.Event()
-        self._may_answer.set()
+        self._concurrent_fetches = 0
+        self._may_respond = threading.Event()
+        self._may_respond.set()
 
     @property
     def settings(self) -> dict[str, str]:
         """The settings of a service that trusts this issuer."""
         return {"auth_jwks_url": f"{self.url}/jwks", "auth_issuer": self.url, "auth_audience": self.url}
 
-    def start_anew(self) -> None:
+    def reset_keys(self) -> None:
         """Publish one new key and nothing else."""
         self.keys, self.others, self.answer = [Key()], [], None
 
-    def forget_fetches(self) -> None:
-        """Count from now on."""
-        self.fetches = self.most_at_once = 0
-        self.asked, self.left = threading.Semaphore(0), threading.Semaphore(0)
+    def reset_counters(self) -> None:
+        """Count fetches from now on."""
+        self.fetches = self.max_concurrent_fetches = 0
+        self.fetch_started, self.client_disconnected = threading.Semaphore(0), threading.Semaphore(0)
 
     def claims(self, subject: object, **changes: object) -> dict[str, object]:
-        """Those of a good token for `subject`, changed; `...` leaves a claim out."""
+        """The claims of a valid token for `subject`, with changes; `...` removes a claim."""
         now = int(time.time())
         claims = {"sub": subject, "iss": self.url, "aud": self.url, "iat": now, "exp": now + 900, **changes}
         return {name: value for name, value in claims.items() if not isinstance(value, EllipsisType)}
@@ -109,47 +109,47 @@ class Issuer:
         return self.keys[0].token(self.claims(subject, **changes))
 
     def bearer(self, subject: object, **changes: object) -> dict[str, str]:
-        """The header of a request with that token."""
+        """The Authorization header with that token."""
         return bearer(self.token(subject, **changes))
 
     @contextmanager
-    def hanging(self) -> Iterator[None]:
-        """Let whoever asks wait until the end of the body."""
-        self._may_answer.clear()
+    def delaying(self) -> Iterator[None]:
+        """Delay all responses until the end of the block."""
+        self._may_respond.clear()
         try:
             yield
         finally:
-            self._may_answer.set()
+            self._may_respond.set()
 
     def respond(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one fetch."""
+        """Respond to one fetch."""
         with self._lock:
             self.fetches += 1
-            self._under_way += 1
-            self.most_at_once = max(self.most_at_once, self._under_way)
-        self.asked.release()
+            self._concurrent_fetches += 1
+            self.max_concurrent_fetches = max(self.max_concurrent_fetches, self._concurrent_fetches)
+        self.fetch_started.release()
         try:
-            self._may_answer.wait(60)
+            self._may_respond.wait(60)
             keys = [*self.others, *(key.jwk for key in self.keys), *self.others]
             (self.answer or reply(200, json.dumps({"keys": keys}).encode()))(request)
         finally:
             with self._lock:
-                self._under_way -= 1
+                self._concurrent_fetches -= 1
         request.connection.shutdown(socket.SHUT_WR)
         request.rfile.read()
-        self.left.release()
+        self.client_disconnected.release()
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # Whoever hung up had waited long enough.
+        pass  # Clients may disconnect before the response.
 
 
 @contextmanager
 def publishing() -> Iterator[Issuer]:
-    """Run an issuer."""
+    """Run an issuer in a thread."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -170,12 +170,12 @@ def publishing() -> Iterator[Issuer]:
 
 
 def bearer(credentials: str) -> dict[str, str]:
-    """The Authorization header of a token."""
+    """The Authorization header with these credentials."""
     return {"Authorization": f"Bearer {credentials}"}
 
 
 def reply(status: int, body: bytes, **headers: str) -> Answer:
-    """Answer every fetch with this response."""
+    """Respond to every fetch with this."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
@@ -187,7 +187,7 @@ def reply(status: int, body: bytes, **headers: str) -> Answer:
     return answer
 
 
-def hang_up(_: BaseHTTPRequestHandler) -> None:
+def disconnect(_: BaseHTTPRequestHandler) -> None:
     """Close the connection without a response."""
 
 

@@ -1,4 +1,4 @@
-"""What a service or an embedded server leaves behind: nothing, once it has ended."""
+"""Checks that a service or an embedded server leaves no processes or files behind."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def processes(folder: Path) -> list[int]:
 
 def _is_postgres_of(process: Path, user: int) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        # Every process of a server keeps the name of its program here, whatever it shows as its command line.
+        # Every process of a server keeps the name of its program here, even if its command line is changed.
         return (process / "comm").read_text() == "postgres\n" and process.stat().st_uid == user
     return False
 
@@ -46,13 +46,13 @@ def members(group: int) -> list[int]:
     return found
 
 
-def assert_none_is_left(folder: Path) -> None:
+def assert_server_stopped(folder: Path) -> None:
     """Assert that the server under `folder` has stopped, and that everything it started ends."""
     assert not (folder / "postgres" / "postmaster.pid").exists()
-    assert_ending(processes(folder))
+    assert_processes_end(processes(folder))
 
 
-def assert_ending(pids: list[int]) -> None:
+def assert_processes_end(pids: list[int]) -> None:
     """Assert that these processes end by themselves."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

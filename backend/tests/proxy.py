@@ -1,6 +1,6 @@
 """A TCP proxy for PostgreSQL that records messages and injects faults (protocol version 3, without TLS).
 
-It runs in a thread with an event loop of its own. Its methods are called from other threads and return when they have
+It runs in a thread with its own event loop. Its methods are called from other threads and return when they have
 taken effect.
 """
 
@@ -25,7 +25,7 @@ Ending = Literal["FIN", "shutdown", "RST"]
 Cut = Literal["before the statement", "before the answer", "in the answer"]
 """When a connection breaks. In the last two cases the server has executed the statement completely."""
 Fault = Cut | Literal["after the answer", "silence before the end of the answer", "shutdown", "error 08006"]
-"""`error 08006` replaces the answer of a statement that was executed; the connection stays open."""
+"""`error 08006` replaces the answer of a statement that was executed; the connection remains open."""
 Silence = Literal["swallow", "drop"]
 """How a connection becomes silent: its bytes are acknowledged and lost, or its packets are dropped."""
 
@@ -128,7 +128,7 @@ class Proxy:
 
     @_in_loop
     async def run_in_sessions(self, sql: str) -> list[bytes]:
-        """Run `sql` in the server session of each idle connection, unseen by its client; returns the raw answers."""
+        """Run `sql` in the server session of each idle connection, unnoticed by its client; returns the raw answers."""
         idle = [connection for connection in self.connections if connection.idle]
         return await asyncio.gather(*(connection.run(sql) for connection in idle))
 
@@ -234,7 +234,7 @@ class _Connection:
         return await self._hidden
 
     async def end(self, ending: Ending) -> None:
-        """Close the client's connection; that of the server follows."""
+        """Close the client's connection; the server's is closed next."""
         if ending == "shutdown":
             self._writer.write(SHUTDOWN)
         if ending == "RST":
@@ -281,7 +281,7 @@ class _Connection:
                     self._last_bytes = SHUTDOWN
                     return
             if kind == "Q" and self.read_only:
-                # Part of the message's transaction, so that a pooler's session stays as it was.
+                # Part of the message's transaction, so that a pooler's session stays unchanged.
                 message = query("SET LOCAL transaction_read_only = on;" + message[5:-1].decode())
             if not self._swallows:
                 await self._forward(writer, message)

@@ -1,4 +1,4 @@
-"""The code in the pages for the frontend."""
+"""The code in the quickstarts for the frontend."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ PAGES = [ROOT / "specs/002-better-auth-jwt/quickstart.md", ROOT / "specs/003-nex
 
 
 def files() -> dict[str, str]:
-    """What each file contains; a block's first line names its file, and several blocks may belong to one file."""
+    """The content of each file; a block's first line names its file, and a file may consist of several blocks."""
     contents: dict[str, str] = defaultdict(str)
     for page in PAGES:
         for name, code in re.findall(r"^```\w+\n(?://|#) (\S+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):

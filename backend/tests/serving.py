@@ -1,4 +1,4 @@
-"""Running the service for a test: in a thread of this process, or as a process of its own as an operator would."""
+"""Runs the service for a test: in a thread of this process, or as its own process as in production."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ Loop = Literal["auto", "asyncio", "uvloop"]
 
 
 def settings(database_url: str, **others: object) -> Settings:
-    """Settings as given, whatever the environment and `.env` say."""
+    """Settings with these values, independent of the environment and `.env`."""
     environment = {name: os.environ.pop(name) for name in list(os.environ) if name.lower() in Settings.model_fields}
     try:
         return Settings(_env_file=None, database_url=database_url, **others)  # type: ignore[call-arg, arg-type]  # pydantic checks them
@@ -35,10 +35,10 @@ def settings(database_url: str, **others: object) -> Settings:
 
 @contextmanager
 def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto") -> Iterator[str]:
-    """Serve in a thread of this process; the base URL. Requests in flight at the end are awaited."""
+    """Serve in a thread of this process; yields the base URL. At the end, waits for requests in flight."""
     if isinstance(app, Settings):
         app = create_app(app)
-    # With the protocol named, because asyncio sets TCP_NODELAY on such sockets only.
+    # The protocol is given because asyncio sets TCP_NODELAY only on such sockets.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(2048)
@@ -61,7 +61,7 @@ def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto") 
 
 @dataclass
 class Service:
-    """A service in a process of its own."""
+    """A service in its own process."""
 
     base_url: str
     process: "subprocess.Popen[str]"
@@ -69,11 +69,11 @@ class Service:
 
     @property
     def log(self) -> str:
-        """All it has printed so far."""
+        """Its output so far."""
         return self.log_file.read_text()
 
     def stop(self, signal: int, seconds: float = 30) -> int:
-        """Send `signal` and wait for the end; the exit status."""
+        """Send `signal` and wait for the exit; returns the exit status."""
         self.process.send_signal(signal)
         return self.process.wait(seconds)
 
@@ -87,7 +87,7 @@ def as_process(
     port: int | None = None,
     stderr: int | None = None,
 ) -> Iterator[Service]:
-    """Run `command` (default `python -m backend`) with nothing set but `env`, live before the body; killed after it.
+    """Run `command` (default `python -m backend`) with only `env` set; it is live in the block and killed afterwards.
 
     `{port}` in the command is replaced by the port, which is in PORT too. Without `stderr`, a descriptor, the log
     contains standard error too.
@@ -116,7 +116,7 @@ def as_process(
 
 
 def wait_until_live(base_url: str, process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> None:
-    """Wait for `/health/live`; raises when the process ends or the time is over."""
+    """Wait for `/health/live`; raises if the process ends or the time is over."""
     deadline = time.monotonic() + seconds
     # One client without a TLS context: creating one for each attempt takes longer than the service needs to start.
     with httpx.Client(base_url=base_url, timeout=5, verify=False, trust_env=False) as client:
@@ -131,7 +131,7 @@ def wait_until_live(base_url: str, process: "subprocess.Popen[str] | None" = Non
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """A port that is not in use."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

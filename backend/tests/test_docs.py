@@ -1,7 +1,7 @@
-"""The documents: what they show is what happens, and what they name is there.
+"""The documents: commands print the output that is shown, and everything that is named exists.
 
-In a `console` block each line behind `$ ` is run, and what stands below it is the answer, but for times, ETags, cursors
-and request ids. In a `sh` block programs, options, targets, settings and files must exist; nothing is run.
+In a `console` block each line after `$ ` is run, and its output must be the lines below it, except for times, ETags,
+cursors and request ids. In a `sh` block programs, options, targets, settings and files must exist; nothing is run.
 """
 
 import os
@@ -28,15 +28,15 @@ from backend.tests.serving import ROOT, in_thread, settings
 BASE_URL = "http://127.0.0.1:8000"
 README = ROOT / "README.md"
 FIRST_SPEC = ROOT / "specs" / "001-backend-task-api"
-OURS = [README, ROOT / "CLAUDE.md", ROOT / "backend" / "CLAUDE.md", *sorted(FIRST_SPEC.glob("*.md"))]
-DOCUMENTS = [*OURS, *sorted({*ROOT.glob("specs/**/*.md")} - {*OURS})]
-SHOWN = [README, FIRST_SPEC / "quickstart.md"]
+MAIN_DOCUMENTS = [README, ROOT / "CLAUDE.md", ROOT / "backend" / "CLAUDE.md", *sorted(FIRST_SPEC.glob("*.md"))]
+DOCUMENTS = [*MAIN_DOCUMENTS, *sorted({*ROOT.glob("specs/**/*.md")} - {*MAIN_DOCUMENTS})]
+WITH_CONSOLE = [README, FIRST_SPEC / "quickstart.md"]
 
 OTHER_VARIABLES = {"TEST_DATABASE_URL", "ARGS"}
 NOT_INSTALLED_HERE = {"docker", "pip-compile"}
 NOT_IN_A_CLONE = (".data/", ".venv/")
 SHELL = {".", "export", "cd"}
-CHANGING = [
+VARIABLE_PARTS = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", "<time>"),
     (r"(?m)^date: .*$", "date: <now>"),
     (r'"\d{16}"', '"<version>"'),
@@ -47,7 +47,7 @@ CHANGING = [
 
 @dataclass
 class Step:
-    """A command and what a document says that it prints."""
+    """A command and the output in the document."""
 
     command: str
     answer: str
@@ -64,8 +64,8 @@ def steps(document: Path) -> list[Step]:
     return [Step(command, answer.strip()) for command, _, answer in found]
 
 
-def steady(text: str) -> str:
-    for pattern, name in CHANGING:
+def normalized(text: str) -> str:
+    for pattern, name in VARIABLE_PARTS:
         text = re.sub(pattern, name, text)
     return text
 
@@ -79,19 +79,19 @@ def service(empty_database_url: str) -> Iterator[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@pytest.mark.parametrize("document", SHOWN, ids=lambda document: document.name)
-def test_what_a_document_shows_is_what_happens(document: Path, service: str, empty_database_url: str) -> None:
+@pytest.mark.parametrize("document", WITH_CONSOLE, ids=lambda document: document.name)
+def test_the_console_blocks_show_the_real_output(document: Path, service: str, empty_database_url: str) -> None:
     shown = steps(document)
     answers = run([step.command for step in shown], service, empty_database_url)
     for step, answer in zip(shown, answers, strict=True):
-        assert (step.command, steady(answer)) == (step.command, steady(step.answer))
+        assert (step.command, normalized(answer)) == (step.command, normalized(step.answer))
 
 
 def run(commands: list[str], service: str, database_url: str) -> list[str]:
-    """What each prints, run one after the other in one shell."""
+    """The output of each command; all are run in one shell, in order."""
     script = "".join(f"{command}\nprintf '\\036'\n" for command in commands).replace(BASE_URL, service)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    # Not as a part of the `make test` that may have started this.
+    # Independent of a `make test` that may have started this.
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     environment = {**outside, "PATH": path, "DATABASE_URL": database_url}
     done = subprocess.run(
@@ -101,14 +101,14 @@ def run(commands: list[str], service: str, database_url: str) -> list[str]:
     return [text.strip() for text in printed[:-1]]
 
 
-def test_the_six_operations_are_shown() -> None:
+def test_the_readme_shows_all_six_operations() -> None:
     shown = [step.command for step in steps(README) if step.command.startswith("curl ")]
     methods = [found.group(1) if (found := re.search(r"-X (\w+)", line)) else "" for line in shown]
     assert methods == ["", "", "", "PUT", "PATCH", "DELETE"]
     assert " -d " in shown[0]
 
 
-def test_the_settings_are_all_there_with_their_defaults() -> None:
+def test_the_readme_lists_every_setting_with_its_default() -> None:
     _, _, section = README.read_text("utf-8").partition("## Settings\n")
     rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", section.partition("\n## ")[0], re.MULTILINE)
     expected = [(name.upper(), written(field.default)) for name, field in Settings.model_fields.items()]
@@ -123,7 +123,7 @@ def written(default: object) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def test_every_dependency_has_its_reason() -> None:
+def test_research_gives_a_reason_for_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     requirements = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
@@ -134,7 +134,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_link_targets_exist(document: Path) -> None:
     for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", without_code(document)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -154,21 +154,21 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", OURS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_files_that_are_named_are_there(document: Path) -> None:
+@pytest.mark.parametrize("document", MAIN_DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_named_files_exist(document: Path) -> None:
     names = re.findall(r"`([\w.-]+/[\w./-]*)`", without_code(document))
     for name in (name for name in names if not name.startswith(NOT_IN_A_CLONE)):
         assert (ROOT / name).exists() or (document.parent / name).exists() or (ROOT / "backend" / name).exists(), name
 
 
-@pytest.mark.parametrize("document", OURS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_commands_name_what_is_there(document: Path) -> None:
+@pytest.mark.parametrize("document", MAIN_DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_commands_name_existing_programs_options_and_files(document: Path) -> None:
     for block in blocks(document, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             assert_exists(shlex.split(line, comments=True))
 
 
-def test_commands_that_name_what_is_not_there_are_found() -> None:
+def test_commands_with_unknown_names_are_detected() -> None:
     for line in (
         "make ruin",
         "uvicorn backend.main:apple",
@@ -183,7 +183,7 @@ def test_commands_that_name_what_is_not_there_are_found() -> None:
 
 
 def assert_exists(words: list[str]) -> None:
-    """That the command line `words` names programs, options, modules, targets, settings and files there are."""
+    """Assert that all programs, options, modules, targets, settings and files in the command line exist."""
     while words and (given := re.match(r"([A-Z_]+)=", words[0])):
         assert_variable(given.group(1))
         words = words[1:]

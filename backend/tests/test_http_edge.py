@@ -1,4 +1,4 @@
-"""What reaches the server before it is a request: upgrades, heads, silent and greedy clients, a stop under load."""
+"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, a stop under load."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ HEAD_LIMIT = 64 * 1024
 
 
 class Raw:
-    """A connection on which bytes are sent as given."""
+    """A connection that sends bytes unchanged."""
 
     def __init__(self, base_url: str, receive_buffer: int | None = None) -> None:
         address = urlsplit(base_url)
@@ -54,11 +54,11 @@ class Raw:
             raise
 
     def send(self, *segments: bytes) -> Self:
-        """Send each part in a segment of its own."""
+        """Send each part in its own segment."""
         for segment in segments:
             self.socket.sendall(segment)
             if len(segments) > 1:
-                time.sleep(0.01)  # nothing tells when the server has read a segment
+                time.sleep(0.01)  # it cannot be observed that the server has read a segment
         return self
 
     def response(self, method: str = "GET") -> httpx.Response:
@@ -68,7 +68,7 @@ class Raw:
             return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
 
     def rest(self) -> bytes:
-        """All that is sent until the server closes the connection."""
+        """All bytes received until the server closes the connection."""
         received = b""
         with suppress(ConnectionError):
             while data := self.socket.recv(65536):
@@ -127,7 +127,7 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Service]:
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0, h2c"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 @pytest.mark.parametrize("how", ["one segment", "head and body", "many segments"])
-def test_a_body_under_an_upgrade_header_is_a_body(
+def test_a_body_with_an_upgrade_header_is_read_as_a_body(
     base_url: str, client: httpx.Client, tasks: str, upgrade: str, chunked: bool, how: str
 ) -> None:
     task = new_task(client, tasks)
@@ -146,7 +146,7 @@ def test_a_body_under_an_upgrade_header_is_a_body(
             data = request(method, path, headers, body, chunked=chunked)
             answer = raw.send(*segments(data, how)).response()
             assert (method, path, answer.status_code) == (method, path, status)
-        # The connection is still in step.
+        # The connection still works.
         assert raw.send(request("GET", task)).response().json()["title"] == "Buy oat milk"
     assert client.get(task).json()["completed"] is False
     assert [each["title"] for each in client.get(tasks).json()] == ["Buy tea", "Buy oat milk"]
@@ -174,7 +174,7 @@ def test_pipelined_requests_with_upgrade_headers_are_answered_in_order(
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_every_command_serves_with_the_limits(
+def test_every_start_command_applies_the_limits(
     database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...]
 ) -> None:
     with (
@@ -196,7 +196,7 @@ class Unlimited(HttpToolsProtocol):
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 @pytest.mark.parametrize("how", ["one segment", "head and body"])
-def test_a_body_that_a_server_loses_is_not_taken_for_no_body(
+def test_a_body_lost_by_the_server_is_refused(
     database_url: str, client: httpx.Client, tasks: str, chunked: bool, how: str
 ) -> None:
     task = new_task(client, tasks)
@@ -322,7 +322,7 @@ def test_requests_sent_together_are_served_even_if_they_are_larger_than_a_head(
         until(lambda: len(client.get(tasks, params={"limit": 100}).json()) == 80)
 
 
-def test_a_head_that_is_not_complete_in_time_is_refused_and_silent_connections_are_closed(base_url: str) -> None:
+def test_incomplete_heads_and_silent_connections_time_out(base_url: str) -> None:
     started = time.monotonic()
     beginnings = [b"", b"\r\n", b"GET", b"GET / HTTP/1.1\r\nHost: test\r\nX: "]
     answered = request("GET", "/health/live")
@@ -359,7 +359,7 @@ def test_300_silent_connections_are_closed(service: Service) -> None:
     assert httpx.get(f"{service.base_url}/health").status_code == 200
 
 
-def test_endless_heads_neither_slow_others_down_nor_fill_the_memory(service: Service) -> None:
+def test_endless_heads_neither_delay_other_requests_nor_use_much_memory(service: Service) -> None:
     before = memory(service)
     ended = threading.Event()
 
@@ -409,7 +409,7 @@ def test_trailers_are_not_headers(base_url: str, client: httpx.Client, tasks: st
 # Pipelines
 
 
-def test_what_is_refused_after_a_request_does_not_answer_the_request(
+def test_an_invalid_request_in_a_pipeline_is_answered_after_the_valid_ones(
     base_url: str, client: httpx.Client, tasks: str
 ) -> None:
     for garbage in (
@@ -426,7 +426,7 @@ def test_what_is_refused_after_a_request_does_not_answer_the_request(
     assert len(client.get(tasks).json()) == 4
 
 
-def test_a_pipeline_has_a_limit(base_url: str, client: httpx.Client, tasks: str) -> None:
+def test_a_pipeline_has_a_maximum_length(base_url: str, client: httpx.Client, tasks: str) -> None:
     task = new_task(client, tasks)
     with closing(Raw(base_url)) as raw:
         with suppress(ConnectionError):
@@ -435,7 +435,7 @@ def test_a_pipeline_has_a_limit(base_url: str, client: httpx.Client, tasks: str)
     assert 90 < answers < 1000
 
 
-def test_clients_that_leave_during_a_pipeline_leave_no_traceback(service: Service, tasks: str) -> None:
+def test_clients_that_disconnect_during_a_pipeline_cause_no_traceback(service: Service, tasks: str) -> None:
     with httpx.Client(base_url=service.base_url) as client:
         task = new_task(client, tasks)
         for method in ("GET", "POST"):
@@ -451,7 +451,7 @@ def test_clients_that_leave_during_a_pipeline_leave_no_traceback(service: Servic
     assert " 500 " not in service.log
 
 
-def test_clients_that_do_not_read_are_cut_off_and_cost_little_memory(service: Service, tasks: str) -> None:
+def test_clients_that_do_not_read_are_disconnected_and_use_little_memory(service: Service, tasks: str) -> None:
     def descriptors() -> int:
         return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
 
@@ -479,7 +479,7 @@ def test_clients_that_do_not_read_are_cut_off_and_cost_little_memory(service: Se
         assert largest < 100e6
 
 
-def test_running_out_of_file_descriptors_is_logged_and_passes(database_url: str, tmp_path: Path) -> None:
+def test_the_service_recovers_after_running_out_of_file_descriptors(database_url: str, tmp_path: Path) -> None:
     limited = ("sh", "-c", f"ulimit -n 100; exec {sys.executable} -m backend")
     with as_process(tmp_path, *limited, env={"DATABASE_URL": database_url}) as service, ExitStack() as stack:
         raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(200)]
@@ -493,7 +493,7 @@ def test_running_out_of_file_descriptors_is_logged_and_passes(database_url: str,
 # Stop
 
 
-def test_a_request_that_takes_as_long_as_it_may_is_answered_during_a_stop(database_url: str, tmp_path: Path) -> None:
+def test_the_longest_allowed_request_is_answered_during_a_stop(database_url: str, tmp_path: Path) -> None:
     env = {"DATABASE_URL": database_url, "DB_POOL_TIMEOUT": "0.5"}
     with as_process(tmp_path, env=env) as service:
         tasks = f"/api/{uuid4()}/tasks"

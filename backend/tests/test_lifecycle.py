@@ -17,7 +17,7 @@ from psycopg2.extensions import parse_dsn
 
 from backend.core import schema
 from backend.core.errors import NOT_WRITTEN
-from backend.tests.concurrency import Call, at_once, concurrent_client, until
+from backend.tests.concurrency import Call, concurrent_client, send_concurrently, until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
 from backend.tests.process_checks import members
@@ -36,7 +36,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def operations(tasks: str) -> list[Call]:
-    """Every request that needs the database."""
+    """All requests that need the database."""
     one = f"{tasks}/{uuid4()}"
     return [
         Call("GET", "/health"),
@@ -50,18 +50,18 @@ def operations(tasks: str) -> list[Call]:
 
 
 def assert_works(base_url: str, tasks: str) -> None:
-    health, listed, created, *others = at_once(base_url, operations(tasks))
+    health, listed, created, *others = send_concurrently(base_url, operations(tasks))
     assert [health.status_code, listed.status_code, created.status_code] == [200, 200, 201]
     assert [other.status_code for other in others] == [404] * 4
 
 
 @pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
-def test_it_starts_without_the_database_and_finds_it_later(
+def test_it_starts_without_the_database_and_connects_later(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...]
 ) -> None:
     proxy.refuse()
     with as_process(tmp_path, *command, env={"DATABASE_URL": proxy.url}) as service:
-        live, *answers = at_once(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
+        live, *answers = send_concurrently(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
         assert live.status_code == 200
         for answer in answers:
             assert_error(answer, 503)
@@ -72,17 +72,17 @@ def test_it_starts_without_the_database_and_finds_it_later(
         assert "Traceback" not in service.log
 
 
-def test_a_missing_schema_is_reported_with_its_remedy(empty_database_url: str, tasks: str) -> None:
+def test_a_missing_schema_is_reported_with_the_command_that_creates_it(empty_database_url: str, tasks: str) -> None:
     with in_thread(settings(empty_database_url)) as url:
-        for answer in at_once(url, operations(tasks)):
+        for answer in send_concurrently(url, operations(tasks)):
             assert_error(answer, 503)
             assert "`alembic upgrade head`" in answer.json()["detail"]
         schema.upgrade(empty_database_url)
         assert_works(url, tasks)
         execute(empty_database_url, "UPDATE alembic_version SET version_num = 'older'")
-        behind = httpx.get(f"{url}/health")
-        assert_error(behind, 503)
-        assert "`alembic upgrade head`" in behind.json()["detail"]
+        outdated = httpx.get(f"{url}/health")
+        assert_error(outdated, 503)
+        assert "`alembic upgrade head`" in outdated.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_missing_schema_is_reported_with_its_remedy(empty_database_url: str, t
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
-def test_requests_in_flight_are_answered_at_a_stop(
+def test_requests_in_flight_are_answered_during_a_stop(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
 ) -> None:
     env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}
@@ -103,7 +103,7 @@ def test_requests_in_flight_are_answered_at_a_stop(
         proxy.freeze()
         # One user may not use all connections.
         creations = [Call("POST", f"/api/{uuid4()}/tasks", {"title": "a"}) for _ in range(CLIENTS)]
-        answers = pool.submit(at_once, service.base_url, creations)
+        answers = pool.submit(send_concurrently, service.base_url, creations)
         for _ in range(CLIENTS):
             assert proxy.held.acquire(timeout=30)
         service.process.send_signal(signal.SIGTERM)
@@ -121,13 +121,13 @@ def workers_of(service: Service) -> set[int]:
 
 
 async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int]:
-    """Kill a worker while clients create tasks, with retries; the statuses, and the number of lost connections."""
+    """Kill a worker while clients create tasks, with retries; returns the statuses and the number of lost requests."""
     statuses: Counter[int] = Counter()
-    cut_off = 0
+    lost = 0
     stop = asyncio.Event()
 
     async def use(client: httpx.AsyncClient) -> None:
-        nonlocal cut_off
+        nonlocal lost
         while not stop.is_set():
             key = {"Idempotency-Key": str(uuid4())}
             status = None
@@ -135,7 +135,7 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
                 try:
                     status = (await client.post(tasks, json={"title": "a"}, headers=key)).status_code
                 except httpx.TransportError:
-                    cut_off += 1
+                    lost += 1
             statuses[status] += 1
 
     async with concurrent_client(service.base_url) as client, asyncio.TaskGroup() as group:
@@ -149,19 +149,19 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
         served = statuses.total()
         await asyncio.to_thread(until, lambda: statuses.total() > served + 10 * CLIENTS)
         stop.set()
-    return statuses, cut_off
+    return statuses, lost
 
 
-def test_a_dead_worker_is_replaced_and_only_its_clients_are_cut_off(
+def test_a_dead_worker_is_replaced_and_only_its_clients_are_disconnected(
     database_url: str, tmp_path: Path, tasks: str
 ) -> None:
     env = {"DATABASE_URL": database_url}
     with as_process(tmp_path, *UVICORN, "--workers", "2", env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
-        statuses, cut_off = asyncio.run(kill_a_worker(service, tasks))
-        print(f"\n{statuses.total()} creations, {cut_off} of {CLIENTS} clients cut off")
+        statuses, lost = asyncio.run(kill_a_worker(service, tasks))
+        print(f"\n{statuses.total()} creations, {lost} of {CLIENTS} clients cut off")
         assert list(statuses) == [201]
-        assert cut_off <= CLIENTS
+        assert lost <= CLIENTS
         listed = httpx.get(f"{service.base_url}{tasks}", params={"total": "true"})
         assert listed.headers["X-Total-Count"] == str(statuses.total())
 
@@ -189,7 +189,7 @@ def broken_stderr(kind: str) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", ["full disk", "closed pipe", "full pipe"])
 @pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
-def test_a_log_that_cannot_be_written_fails_no_request_and_does_not_delay_the_end(
+def test_an_unwritable_log_fails_no_request_and_does_not_delay_the_exit(
     database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...], kind: str
 ) -> None:
     with (
@@ -218,20 +218,20 @@ def test_passwords_are_never_shown_or_logged(proxy: Proxy, tmp_path: Path, tasks
     password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
     url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
     env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}
-    told = ""
+    output = ""
     proxy.refuse()
     with as_process(tmp_path, env=env) as service:
-        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.accept()
         assert_works(service.base_url, tasks)
         proxy.faults = ["in the answer", "before the answer"]
-        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.cut_idle("shutdown")
         proxy.freeze()
-        told += "".join(answer.text for answer in at_once(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
         proxy.thaw()
         service.stop(signal.SIGTERM)
-        told += service.log
-    assert "cannot be reached" in told
-    assert "did not answer in time" in told
-    assert password not in told
+        output += service.log
+    assert "cannot be reached" in output
+    assert "did not answer in time" in output
+    assert password not in output

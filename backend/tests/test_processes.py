@@ -23,7 +23,7 @@ from backend.core import schema
 from backend.tests.concurrency import until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
-from backend.tests.process_checks import assert_ending, assert_none_is_left, members, processes
+from backend.tests.process_checks import assert_processes_end, assert_server_stopped, members, processes
 from backend.tests.serving import ROOT, Service, as_process, free_port
 
 PROGRAMS = Path(sys.executable).parent
@@ -35,7 +35,7 @@ ALEMBIC = (str(PROGRAMS / "alembic"),)
 
 @pytest.fixture(scope="module")
 def checkout() -> Iterator[Path]:
-    """The project in a folder whose name means something to shells and to libpq, with data and settings of its own."""
+    """The project in a folder whose name has characters special to shells and libpq, with its own data and settings."""
     # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
     with TemporaryDirectory() as parent:
         folder = Path(parent) / 'a `touch x` $(touch y) $HOME "checkout", it\'s'
@@ -47,20 +47,20 @@ def checkout() -> Iterator[Path]:
             os.kill(process, signal.SIGKILL)
 
 
-def press_ctrl_c(service: Service) -> int:
-    """Interrupt the service as a terminal does, all of its processes at once; its exit status."""
+def send_ctrl_c(service: Service) -> int:
+    """Send SIGINT to all processes of the service, as a terminal does; returns the exit status."""
     os.killpg(service.process.pid, signal.SIGINT)
     return service.process.wait(30)
 
 
-def assert_ended_well(service: Service) -> None:
+def assert_clean_exit(service: Service) -> None:
     assert "Traceback" not in service.log
     assert "ERROR" not in service.log
-    assert_ending(members(service.process.pid))
+    assert_processes_end(members(service.process.pid))
 
 
 def use(service: Service) -> str:
-    """Create a task and find it again over other connections; its path."""
+    """Create a task and read it over other connections; returns its path."""
     with httpx.Client(base_url=service.base_url, headers={"Connection": "close"}) as client:
         created = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
         assert created.status_code == 201, created.text
@@ -71,7 +71,7 @@ def use(service: Service) -> str:
 
 
 def embedded_url(checkout: Path) -> str:
-    """The URL of the embedded server that runs there."""
+    """The URL of the embedded server of the checkout."""
     data = checkout / ".data" / "postgres"
     socket = data / (data / "postmaster.pid").read_text().splitlines()[4]
     return f"postgresql:///postgres?user=postgres&host={quote(str(socket), safe='')}"
@@ -101,54 +101,58 @@ def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, t
         assert (second.returncode, second.stdout) == (STARTUP_FAILURE, "")
         assert re.fullmatch(rf"Cannot start: [^\n]*PORT[^\n]*{port}[^\n]*\n", second.stderr)
 
-        assert press_ctrl_c(service) == 0
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+        assert send_ctrl_c(service) == 0
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
     with as_process(tmp_path, cwd=checkout) as service:
         assert httpx.get(service.base_url + path).json() == task
         service.stop(signal.SIGTERM)
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
 
-@pytest.mark.parametrize("database", ["embedded", "ours"])
+@pytest.mark.parametrize("database", ["embedded", "given"])
 def test_workers_share_a_database(checkout: Path, tmp_path: Path, database_url: str, database: str) -> None:
-    env = {"DATABASE_URL": database_url} if database == "ours" else {}
+    env = {"DATABASE_URL": database_url} if database == "given" else {}
     with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout, env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
         use(service)
-        press_ctrl_c(service)
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+        send_ctrl_c(service)
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
 
 @pytest.mark.parametrize("mode", ["run", "dev"])
-def test_the_fastapi_command_serves_it(checkout: Path, tmp_path: Path, mode: str) -> None:
+def test_the_fastapi_command_serves_the_application(checkout: Path, tmp_path: Path, mode: str) -> None:
     with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout) as service:
         use(service)
-        press_ctrl_c(service)
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+        send_ctrl_c(service)
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
 
-def test_alembic_migrates_the_embedded_and_a_given_database(checkout: Path, empty_database_url: str) -> None:
+def test_alembic_migrates_the_embedded_database_and_one_from_the_settings(
+    checkout: Path, empty_database_url: str
+) -> None:
     with ThreadPoolExecutor() as pool:
         settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
         for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), **env), settings):
             assert ended.returncode == 0, ended.stderr
             assert "Traceback" not in ended.stderr
     assert execute(empty_database_url, "SELECT count(*) FROM tasks") == [(0,)]
-    assert_none_is_left(checkout / ".data")
+    assert_server_stopped(checkout / ".data")
 
 
-def test_in_production_it_migrates_and_its_log_is_json(checkout: Path, tmp_path: Path, empty_database_url: str) -> None:
+def test_in_production_python_m_backend_migrates_and_logs_json(
+    checkout: Path, tmp_path: Path, empty_database_url: str
+) -> None:
     env = {"ENVIRONMENT": "production", "AUTH_DISABLED": "true", "DATABASE_URL": empty_database_url}
     with as_process(tmp_path, cwd=checkout, env=env) as service:
         path = use(service)
         httpx.get(service.base_url + path, headers={"X-Request-ID": "mine"})
         service.stop(signal.SIGTERM)
-    assert_ended_well(service)
+    assert_clean_exit(service)
     lines = [line for line in service.log.splitlines() if line and not re.match(r"  (Docs|Database|Try it) ", line)]
     entries = [json.loads(line) for line in lines]
     assert [entry["status"] for entry in entries if entry["request_id"] == "mine"] == [200]
@@ -171,18 +175,18 @@ def test_in_production_all_lines_of_uvicorn_are_json(
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
-def test_a_hangup_stops_the_database_too(
+def test_sighup_stops_the_database_too(
     checkout: Path, tmp_path: Path, command: tuple[str, ...], number: signal.Signals
 ) -> None:
     with as_process(tmp_path, *command, cwd=checkout) as service:
         use(service)
         service.stop(number)
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
 
 @pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
-def test_the_second_ctrl_c_answers_requests_and_prints_no_traceback(
+def test_after_a_second_ctrl_c_requests_are_answered_without_a_traceback(
     checkout: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     with as_process(tmp_path, *command, cwd=checkout, env={"DB_POOL_TIMEOUT": "60"}) as service:
@@ -194,11 +198,11 @@ def test_the_second_ctrl_c_answers_requests_and_prints_no_traceback(
             until(lambda: execute(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
             os.killpg(service.process.pid, signal.SIGINT)
             until(lambda: "Waiting for connections to close" in service.log)
-            press_ctrl_c(service)
+            send_ctrl_c(service)
             assert_error(put.result(), 503)
             assert "may have been written or not" in put.result().json()["detail"]
     assert "Traceback" not in service.log
-    assert_ending(members(service.process.pid))
+    assert_processes_end(members(service.process.pid))
 
 
 def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections(
@@ -214,8 +218,8 @@ def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections
         until(lambda: service.log.count("Application startup complete") == 3)
         connections.close()
         use(service)
-        press_ctrl_c(service)
-    assert_none_is_left(checkout / ".data")
+        send_ctrl_c(service)
+    assert_server_stopped(checkout / ".data")
 
 
 def test_a_failed_start_does_not_end_the_process_of_a_test_client(tmp_path: Path) -> None:
@@ -234,7 +238,7 @@ finally:
     assert re.search(r"^Cannot start: [^\n]*\.data[^\n]*$", ended.stderr, re.MULTILINE)
 
 
-def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
+def test_a_failed_migration_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
     execute(empty_database_url, "CREATE TABLE users (s3cret int)")
     ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
@@ -243,7 +247,7 @@ def test_a_migration_that_fails_ends_the_start_with_one_line(checkout: Path, emp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_the_start_leaves_no_server_behind(checkout: Path, number: signal.Signals) -> None:
+def test_a_signal_during_the_start_stops_the_embedded_server(checkout: Path, number: signal.Signals) -> None:
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port())}
     process = subprocess.Popen(
         PYTHON_M, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -254,7 +258,7 @@ def test_a_signal_during_the_start_leaves_no_server_behind(checkout: Path, numbe
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "Traceback" not in said
-    assert_none_is_left(checkout / ".data")
+    assert_server_stopped(checkout / ".data")
 
 
 def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
@@ -294,8 +298,8 @@ def test_pg_variables_do_not_affect_the_embedded_server(checkout: Path, tmp_path
     with as_process(tmp_path, *PYTHON_M, cwd=checkout, env=env) as service:
         use(service)
         service.stop(signal.SIGTERM)
-    assert_ended_well(service)
-    assert_none_is_left(checkout / ".data")
+    assert_clean_exit(service)
+    assert_server_stopped(checkout / ".data")
 
 
 def test_a_wrong_setting_ends_every_command_with_one_line(checkout: Path) -> None:

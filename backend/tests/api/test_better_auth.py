@@ -1,4 +1,4 @@
-"""Better Auth itself and the service on one database: sign up, get a token, use the API, be refused elsewhere."""
+"""A real Better Auth server and the service on one database: sign up, get a token, use the API."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def better_auth(node: str, shared_database: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api(better_auth: str, shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a service that trusts Better Auth; it sends no token by itself."""
+    """A client, without a token of its own, of a service that trusts Better Auth."""
     with (
         production(better_auth, shared_database, tmp_path_factory.mktemp("service")) as service,
         httpx.Client(base_url=service.base_url, timeout=30) as client,
@@ -94,7 +94,7 @@ def six_operations(api: httpx.Client, tasks: str, task_id: str, headers: dict[st
 
 
 def create(api: httpx.Client, person: Person) -> str:
-    """Create a task as the person; its id."""
+    """Create a task as the person; returns its id."""
     created = api.post(person.tasks, json={"title": "Water the plants"}, headers=person.authorization)
     assert created.status_code == 201, created.text
     task_id: str = created.json()["id"]
@@ -102,7 +102,7 @@ def create(api: httpx.Client, person: Person) -> str:
 
 
 def all_tasks(api: httpx.Client, person: Person) -> object:
-    """The person's tasks, as the person sees them."""
+    """The person's tasks, read with their token."""
     listed = api.get(person.tasks, headers=person.authorization)
     assert listed.status_code == 200, listed.text
     return listed.json()
@@ -165,7 +165,9 @@ def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Perso
     connection.close()
 
 
-def test_better_auth_can_migrate_a_database_with_our_tables(node: str, postgres_url: str, tmp_path: Path) -> None:
+def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service(
+    node: str, postgres_url: str, tmp_path: Path
+) -> None:
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
         with (
@@ -214,7 +216,7 @@ def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_dat
             create(api, late)
 
 
-def test_no_log_line_has_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
+def test_no_log_line_contains_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
     person = sign_up(better_auth)
     claims = jwt.decode(person.token, options={"verify_signature": False})
     assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)

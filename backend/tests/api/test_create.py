@@ -24,7 +24,7 @@ def test_the_location_of_a_created_task_is_its_url(client: httpx.Client, tasks: 
     assert found.headers["ETag"] == created.headers["ETag"]
 
 
-def test_a_title_is_enough(client: httpx.Client, tasks: str) -> None:
+def test_only_the_title_is_required(client: httpx.Client, tasks: str) -> None:
     task = client.post(tasks, json={"title": "Buy milk"}).json()
     assert list(task) == ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
     assert str(UUID(task["id"])) == task["id"]
@@ -39,7 +39,7 @@ def test_every_field_is_stored(client: httpx.Client, tasks: str) -> None:
     assert given.items() <= client.post(tasks, json=given).json().items()
 
 
-def test_a_whole_task_can_be_sent_back_and_creates_a_new_one(client: httpx.Client, tasks: str) -> None:
+def test_a_whole_task_as_body_creates_a_new_task(client: httpx.Client, tasks: str) -> None:
     first = client.post(tasks, json={"title": "Buy milk"}).json()
     sent = first | {"user_id": str(uuid4()), "version": 7, "created_at": "2001-01-01T00:00:00.000000Z", "colour": "red"}
     second = client.post(tasks, json=sent).json()
@@ -49,7 +49,7 @@ def test_a_whole_task_can_be_sent_back_and_creates_a_new_one(client: httpx.Clien
     assert second["created_at"] > first["created_at"]
 
 
-def test_the_user_is_created_with_the_first_task_and_not_before(
+def test_the_user_is_created_with_the_first_task(
     client: httpx.Client, tasks: str, user: str, database_url: str
 ) -> None:
     def users() -> int:
@@ -111,7 +111,9 @@ def test_a_key_repeated_with_another_body_after_a_change_is_a_replay(client: htt
         assert again.headers["Idempotency-Replayed"] == "true"
 
 
-def test_of_concurrent_requests_with_one_key_and_different_bodies_one_creates(client: httpx.Client, tasks: str) -> None:
+def test_of_concurrent_requests_with_one_key_and_different_bodies_one_succeeds(
+    client: httpx.Client, tasks: str
+) -> None:
     with ThreadPoolExecutor(20) as pool:
         created = list(
             pool.map(lambda n: client.post(tasks, json={"title": str(n)}, headers={"Idempotency-Key": "k"}), range(20))

@@ -8,7 +8,7 @@ import httpx
 from backend.tests.errors import assert_error
 
 
-def test_a_deleted_task_is_gone(client: httpx.Client, tasks: str) -> None:
+def test_a_deleted_task_is_404(client: httpx.Client, tasks: str) -> None:
     kept, gone = (client.post(tasks, json={"title": title}) for title in ("Buy milk", "Buy bread"))
     path = gone.headers["Location"]
     deleted = client.delete(path)

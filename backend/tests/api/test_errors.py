@@ -1,4 +1,4 @@
-"""Errors: always JSON, in one shape, never echoing input."""
+"""Errors: always JSON in one format, without echoing input."""
 
 import socket
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def test_an_incomplete_body_is_408_and_closes_the_connection(
 
 
 @pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", None])
-def test_a_body_of_another_media_type_is_422_and_told_the_right_one(
+def test_a_body_of_another_media_type_is_422_and_names_the_right_one(
     client: httpx.Client, media_type: str | None
 ) -> None:
     headers = {} if media_type is None else {"Content-Type": media_type}
@@ -108,7 +108,7 @@ def test_an_unknown_path_is_404(client: httpx.Client, method: str, path: str) ->
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.replace(TASK, "TASK").replace(TASKS, "TASKS"))
-def test_a_method_the_path_does_not_have_is_405_and_lists_those_it_has(client: httpx.Client, path: str) -> None:
+def test_an_unsupported_method_is_405_and_lists_the_supported_ones(client: httpx.Client, path: str) -> None:
     for method in {"HEAD", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - METHODS[path]:
         for spelling in {path, f"{path.rstrip('/')}/"}:
             response = client.request(method, spelling)
@@ -142,7 +142,7 @@ def test_a_method_the_path_does_not_have_is_405_and_lists_those_it_has(client: h
         ("PATCH", COMPLETE, {}, f'{{"completed": ["{CANARY}"]}}', ("body", "completed")),
     ],
 )  # fmt: skip
-def test_a_422_names_the_place_and_the_reason_and_does_not_echo_the_value(
+def test_a_422_contains_location_and_reason_but_not_the_value(
     client: httpx.Client, method: str, path: str, headers: dict[str, str], body: str, loc: tuple[str, ...]
 ) -> None:
     refused = client.request(method, path, headers=JSON | headers, content=body)
@@ -165,7 +165,7 @@ def test_no_error_echoes_input(client: httpx.Client, method: str, path: str, sta
     assert CANARY not in response.text
 
 
-def test_the_detail_of_a_422_is_one_sentence_for_all_refused_values(client: httpx.Client) -> None:
+def test_the_detail_of_a_422_is_one_sentence_for_all_invalid_values(client: httpx.Client) -> None:
     refused = client.post(TASKS, json={"title": "", "description": 5, "completed": "yes"})
     assert_error(refused, 422)
     assert refused.json()["detail"] == (
@@ -188,7 +188,7 @@ def test_the_detail_of_a_422_is_one_sentence_for_all_refused_values(client: http
         ("PUT", TASK, {}, {"title": None}, "title"),
     ],
 )
-def test_the_detail_of_a_422_begins_with_the_name_that_the_documentation_uses(
+def test_the_detail_of_a_422_begins_with_the_documented_name(
     client: httpx.Client, method: str, path: str, headers: dict[str, str], body: object, name: str
 ) -> None:
     refused = client.request(method, path, headers=headers, json=body)
@@ -196,7 +196,7 @@ def test_the_detail_of_a_422_begins_with_the_name_that_the_documentation_uses(
     assert refused.json()["detail"].startswith(f"{name}: ")
 
 
-def test_the_detail_of_a_422_stays_short_however_much_is_wrong(client: httpx.Client) -> None:
+def test_the_detail_of_a_422_has_a_maximum_length(client: httpx.Client) -> None:
     unknown = {f"{CANARY}{n}": CANARY for n in range(1000)}
     wrong = dict.fromkeys(["completed", "status", "limit", "offset", "cursor", "total"], CANARY) | {"search": ""}
     body = unknown | {"title": [CANARY] * 1000, "description": 1, "completed": unknown}
@@ -224,7 +224,7 @@ EVERY_OPERATION = [
 
 @pytest.fixture
 def broken(empty_database_url: str) -> Iterator[httpx.Client]:
-    """A client of a service with a database of its own, without our schema."""
+    """A client of a service whose database has no schema."""
     with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
         yield client
 

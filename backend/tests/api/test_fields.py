@@ -12,7 +12,7 @@ Write = Callable[[bytes | dict[str, object]], httpx.Response]
 
 @pytest.fixture(params=["create", "update"])
 def write(request: pytest.FixtureRequest, client: httpx.Client, tasks: str) -> Write:
-    """Send fields, or raw JSON, to create or to update a task; a title is added unless there is one."""
+    """Send fields, or raw JSON, to create or update a task; adds a title if there is none."""
     path = client.post(tasks, json={"title": "Before"}).headers["Location"]
     method, url = ("POST", tasks) if request.param == "create" else ("PUT", path)
 
@@ -60,12 +60,12 @@ def test_an_invalid_description_is_refused(write: Write, given: object) -> None:
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_completed_is_a_boolean(write: Write, given: bool) -> None:
+def test_completed_accepts_booleans(write: Write, given: bool) -> None:
     assert write({"completed": given}).json()["completed"] is given
 
 
 @pytest.mark.parametrize("given", [0, 1, 1.0, "true", "yes", "", None, [], {}])
-def test_completed_is_only_a_boolean(write: Write, given: object) -> None:
+def test_completed_accepts_only_booleans(write: Write, given: object) -> None:
     assert_error(write({"completed": given}), 422, "body", "completed")
 
 
@@ -82,7 +82,7 @@ def test_a_body_that_is_not_an_object_is_refused(write: Write, body: bytes) -> N
     assert_error(write(body), 422, "body")
 
 
-def test_all_refused_fields_are_named_at_once(write: Write) -> None:
+def test_all_invalid_fields_are_reported_together(write: Write) -> None:
     refused = write({"title": "", "description": 5, "completed": "no"})
     assert_error(refused, 422)
     assert [error["loc"][-1] for error in refused.json()["errors"]] == ["title", "description", "completed"]

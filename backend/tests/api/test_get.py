@@ -10,7 +10,7 @@ from backend.tests.errors import assert_error
 NOT_UUIDS = ["x", "%20", "12345678-1234-1234-1234-12345678901", "%00", "1" * 33]
 
 
-def test_the_etag_changes_with_every_write_and_only_then(client: httpx.Client, tasks: str) -> None:
+def test_the_etag_changes_only_with_a_write(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     found = [client.get(created.headers["Location"]) for _ in range(2)]
     assert [response.json() for response in found] == [created.json()] * 2
@@ -52,7 +52,7 @@ def test_an_if_none_match_that_does_not_match_is_200(client: httpx.Client, tasks
     assert found.json() == created.json()
 
 
-def test_if_none_match_may_be_sent_in_several_lines(client: httpx.Client, tasks: str) -> None:
+def test_if_none_match_may_be_sent_as_several_headers(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     lines = [("If-None-Match", '"other"'), ("If-None-Match", created.headers["ETag"])]
     assert client.get(created.headers["Location"], headers=lines).status_code == 304
@@ -63,7 +63,7 @@ def test_a_missing_task_is_404(client: httpx.Client, tasks: str) -> None:
     assert_error(client.get(f"{tasks}/{uuid4()}", headers={"If-None-Match": "*"}), 404)
 
 
-def test_a_task_of_another_user_looks_like_a_missing_one(client: httpx.Client, tasks: str) -> None:
+def test_a_task_of_another_user_cannot_be_distinguished_from_a_missing_one(client: httpx.Client, tasks: str) -> None:
     theirs = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"}).json()["id"]
     answers = [client.get(f"{tasks}/{task_id}") for task_id in (theirs, uuid4())]
     assert_error(answers[0], 404)

@@ -26,7 +26,7 @@ def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a b", b"a,b", b"a\tb", b"\xe4", b"a/b", "é".encode(), b"$"])
-def test_a_request_without_a_usable_id_gets_a_new_one(client: httpx.Client, given: bytes | None) -> None:
+def test_a_request_without_a_valid_id_gets_a_new_one(client: httpx.Client, given: bytes | None) -> None:
     headers = {} if given is None else {b"X-Request-ID": given}
     new = [client.get("/health/live", headers=headers).headers["X-Request-ID"] for _ in range(2)]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,128}", one) for one in new)
@@ -66,8 +66,8 @@ def test_every_response_has_the_id_and_the_frontend_may_read_it(client: httpx.Cl
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_browser_may_send_every_header_that_the_operations_take(client: httpx.Client, method: str) -> None:
     wanted = "authorization,content-type,idempotency-key,if-match,if-none-match,x-request-id"
-    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
-    allowed = client.options(TASKS, headers=asked)
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": wanted}
+    allowed = client.options(TASKS, headers=preflight)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert allowed.headers["Access-Control-Allow-Credentials"] == "true"
@@ -80,16 +80,16 @@ def test_a_browser_may_send_every_header_that_the_operations_take(client: httpx.
     "origin", ["http://localhost:3001", "https://localhost:3000", "http://localhost:3000.evil.test", "null"]
 )
 def test_other_origins_are_refused(client: httpx.Client, origin: str) -> None:
-    asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
-    refused = client.options(TASKS, headers=asked)
+    preflight = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    refused = client.options(TASKS, headers=preflight)
     assert refused.status_code == 400
     assert isinstance(refused.json()["detail"], str)
-    for response in (client.options(TASKS, headers=asked), client.get(TASKS, headers={"Origin": origin})):
+    for response in (client.options(TASKS, headers=preflight), client.get(TASKS, headers={"Origin": origin})):
         assert "Access-Control-Allow-Origin" not in response.headers
         assert response.headers["X-Request-ID"]
 
 
-def test_the_allowed_origins_are_those_of_the_settings() -> None:
+def test_only_the_origins_in_the_settings_are_allowed() -> None:
     configured = settings(UNREACHABLE, cors_origins="https://a.test,https://b.test")
     with in_thread(configured) as url, httpx.Client(base_url=url) as client:
         for origin in ("https://a.test", "https://b.test"):
@@ -99,13 +99,13 @@ def test_the_allowed_origins_are_those_of_the_settings() -> None:
         assert "Access-Control-Allow-Origin" not in client.get("/health/live", headers={"Origin": ORIGIN}).headers
 
 
-def test_any_origin_may_be_allowed_but_without_credentials() -> None:
-    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
+def test_with_a_wildcard_any_origin_is_allowed_without_credentials() -> None:
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "if-match"}
     with in_thread(settings(UNREACHABLE, cors_origins="*")) as url, httpx.Client(base_url=url) as client:
         for response in (
             client.get("/health/live", headers={"Origin": ORIGIN}),
             client.get(TASKS, headers={"Origin": ORIGIN, "Cookie": "session=1"}),
-            client.options(TASKS, headers=asked),
+            client.options(TASKS, headers=preflight),
         ):
             assert response.headers["Access-Control-Allow-Origin"] == "*"
             assert "Access-Control-Allow-Credentials" not in response.headers
@@ -127,7 +127,7 @@ def test_every_response_varies_by_origin(client: httpx.Client) -> None:
 
 @pytest.fixture
 def log(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """The lines that this process has logged; logging is reset afterwards."""
+    """The log lines of this process; logging is reset afterwards."""
 
     def lines() -> list[str]:
         for handler in logging.getLogger().handlers:
@@ -157,12 +157,12 @@ def test_in_production_every_log_line_is_json(database_url: str, log: Callable[[
         except ValueError:
             logging.getLogger("backend").exception("it was %s", "raised")
     entries = [json.loads(line) for line in log()]
-    [ours] = [entry for entry in entries if entry["request_id"] == "mine"]
-    assert (ours["level"].lower(), ours["method"], ours["status"]) == ("info", "PATCH", 404)
-    assert ours["route"] == "/api/{user_id}/tasks/{task_id}/complete"
-    assert ours["milliseconds"] >= 0
-    assert ours["client"] == "127.0.0.1"
-    assert datetime.fromisoformat(ours["time"]).tzinfo is not None
+    [logged] = [entry for entry in entries if entry["request_id"] == "mine"]
+    assert (logged["level"].lower(), logged["method"], logged["status"]) == ("info", "PATCH", 404)
+    assert logged["route"] == "/api/{user_id}/tasks/{task_id}/complete"
+    assert logged["milliseconds"] >= 0
+    assert logged["client"] == "127.0.0.1"
+    assert datetime.fromisoformat(logged["time"]).tzinfo is not None
     [error] = [entry for entry in entries if entry["message"] == "it was raised"]
     assert error["level"].lower() == "error"
     assert any('ValueError: two\nlines and a "quote"' in str(value) for value in error.values())

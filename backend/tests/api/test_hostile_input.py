@@ -121,7 +121,7 @@ def test_every_string_is_harmless_in_headers(client: httpx.Client, tasks: str, t
 
 
 @pytest.mark.parametrize("space", WHITE_SPACE, ids=lambda space: f"U+{ord(space):04X}")
-def test_white_space_around_a_title_is_stripped_before_it_is_measured(
+def test_white_space_around_a_title_does_not_count_towards_its_length(
     client: httpx.Client, tasks: str, space: str
 ) -> None:
     created = client.post(tasks, json={"title": space * 2 + "x" * 255 + space * 3})
@@ -131,7 +131,7 @@ def test_white_space_around_a_title_is_stripped_before_it_is_measured(
 
 
 @pytest.mark.parametrize("character", ["x", "é", "ﷺ", "😀"])
-def test_text_is_measured_in_code_points(client: httpx.Client, tasks: str, character: str) -> None:
+def test_lengths_of_text_are_counted_in_code_points(client: httpx.Client, tasks: str, character: str) -> None:
     longest = {"title": character * 255, "description": character * 2000}
     created = client.post(tasks, json=longest)
     assert created.status_code == 201
@@ -278,7 +278,7 @@ NOT_JSON = {
     "two documents": b'{"title": "a"}{"title": "b"}',
     "a line break in a string": b'{"title": "a\nb"}',
     "U+0000 in a string": b'{"title": "a\0b"}',
-    "U+0000 behind it": b'{"title": "a"}\0',
+    "U+0000 after it": b'{"title": "a"}\0',
     "a wrong escape": rb'{"title": "\x41"}',
     "half an escape": rb'{"title": "\u004"}',
     "a form": b"title=mArKeR&completed=true",
@@ -298,7 +298,7 @@ def test_a_body_that_is_not_json_is_refused_and_changes_nothing(
     assert client.get(tasks).content == before.content
 
 
-def test_a_body_cut_off_anywhere_is_refused(client: httpx.Client, tasks: str) -> None:
+def test_a_truncated_body_is_refused(client: httpx.Client, tasks: str) -> None:
     body = VALID.encode()
     for length in range(1, len(body)):
         _assert_refused(client.post(tasks, content=body[:length], headers=JSON), 400)
@@ -330,7 +330,7 @@ def test_a_body_of_another_media_type_is_refused_and_changes_nothing(
     "content_type",
     ["application/json; charset=latin-1", "APPLICATION/JSON", "application/merge-patch+json", "application/json;"],
 )
-def test_json_is_utf_8_whatever_its_media_type_parameters(client: httpx.Client, tasks: str, content_type: str) -> None:
+def test_json_is_read_as_utf_8_with_any_charset_parameter(client: httpx.Client, tasks: str, content_type: str) -> None:
     created = client.post(tasks, content='{"title": "Bürste"}'.encode(), headers={"Content-Type": content_type})
     assert created.status_code == 201
     assert created.json()["title"] == "Bürste"
@@ -384,7 +384,7 @@ def test_slow_bodies_do_not_delay_other_requests(base_url: str, client: httpx.Cl
     assert len(client.get(f"/api/{user}/tasks", params={"limit": 100}).json()) == 100
 
 
-def test_a_client_that_disconnects_within_a_body_changes_nothing(database_url: str, tmp_path: Path) -> None:
+def test_a_client_that_disconnects_while_sending_a_body_changes_nothing(database_url: str, tmp_path: Path) -> None:
     with (
         as_process(tmp_path, env={"DATABASE_URL": database_url}) as service,
         httpx.Client(base_url=service.base_url, timeout=30) as client,

@@ -1,4 +1,4 @@
-"""`If-Match` on every write: a task is changed only if it is still as the client has seen it."""
+"""`If-Match` on every write: a task is changed only if it has the given ETag."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.tests.database import holding_up_writes
+from backend.tests.database import blocking_writes
 from backend.tests.errors import assert_error
 
 Headers = dict[str, str] | list[tuple[str, str]]
@@ -15,7 +15,7 @@ Write = Callable[[httpx.Client, str, Headers], httpx.Response]
 
 WRITES: dict[str, Write] = {
     "put": lambda client, task, headers: client.put(task, json={"title": "Mine"}, headers=headers),
-    "flip": lambda client, task, headers: client.patch(f"{task}/complete", headers=headers),
+    "toggle": lambda client, task, headers: client.patch(f"{task}/complete", headers=headers),
     "set": lambda client, task, headers: client.patch(f"{task}/complete", json={"completed": True}, headers=headers),
     "delete": lambda client, task, headers: client.delete(task, headers=headers),
 }
@@ -34,7 +34,7 @@ def test_a_matching_if_match_writes(client: httpx.Client, tasks: str, write: Wri
 
 @every_write
 @pytest.mark.parametrize("match", ['"other"', "W/{etag}", "{bare}", "", '"*"', '"a", "b"'])
-def test_an_if_match_that_does_not_match_writes_nothing(
+def test_an_if_match_that_does_not_match_changes_nothing(
     client: httpx.Client, tasks: str, write: Write, match: str
 ) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
@@ -55,7 +55,7 @@ def test_a_task_that_has_changed_since_is_not_written(client: httpx.Client, task
 
 
 @every_write
-def test_if_match_may_be_sent_in_several_lines(client: httpx.Client, tasks: str, write: Write) -> None:
+def test_if_match_may_be_sent_as_several_headers(client: httpx.Client, tasks: str, write: Write) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
     lines = [("If-Match", '"other"'), ("If-Match", created.headers["ETag"])]
     assert write(client, created.headers["Location"], lines).status_code in (200, 204)
@@ -63,7 +63,9 @@ def test_if_match_may_be_sent_in_several_lines(client: httpx.Client, tasks: str,
 
 @every_write
 @pytest.mark.parametrize("match", ["*", '"other"'])
-def test_without_the_task_it_is_404_and_not_412(client: httpx.Client, tasks: str, write: Write, match: str) -> None:
+def test_if_match_on_a_missing_task_is_404_and_not_412(
+    client: httpx.Client, tasks: str, write: Write, match: str
+) -> None:
     others = client.post(f"/api/{uuid4()}/tasks", json={"title": "Buy milk"})
     for task_id in (others.json()["id"], uuid4()):
         assert_error(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
@@ -83,7 +85,7 @@ def test_of_concurrent_writes_with_the_same_etag_exactly_one_succeeds(
     created = client.post(tasks, json={"title": "Buy milk"})
     seen: Headers = {"If-Match": created.headers["ETag"]}
     with ThreadPoolExecutor(20) as pool:
-        with holding_up_writes(database_url, created.json()["id"]):
+        with blocking_writes(database_url, created.json()["id"]):
             sent = [pool.submit(write, client, created.headers["Location"], seen) for _ in range(20)]
         answers = [one.result() for one in sent]
     winners = [answer for answer in answers if answer.is_success]

@@ -1,4 +1,4 @@
-"""A task of another user looks exactly like one that does not exist, in every operation."""
+"""In every operation, a task of another user is treated exactly like one that does not exist."""
 
 from typing import NamedTuple
 from uuid import uuid4
@@ -47,13 +47,13 @@ ATTEMPTS = [
     Attempt("DELETE", THIS, header=("If-Match", "{etag}")),
     Attempt("DELETE", THIS, header=("If-Match", '"0"')),
 ]
-# These name no task; the tests at the end of this file cover them.
+# These have no task id; the tests at the end of this file cover them.
 WITHOUT_TASK = {("GET", ALL), ("POST", ALL)}
 
 
 @pytest.fixture
 def secret(client: httpx.Client) -> httpx.Response:
-    """A task of another user, as that user sees it."""
+    """A task of another user, read by that user."""
     created = client.post(f"/api/{uuid4()}/tasks", json={"title": "secret", "description": "secret"})
     assert created.status_code == 201
     return client.get(created.headers["Location"])
@@ -61,7 +61,7 @@ def secret(client: httpx.Client) -> httpx.Response:
 
 @pytest.mark.parametrize("has_tasks", [False, True], ids=["a user without tasks", "a user with tasks"])
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=str)
-def test_a_task_of_another_user_looks_like_a_missing_one(
+def test_a_task_of_another_user_cannot_be_distinguished_from_a_missing_one(
     client: httpx.Client, user: str, tasks: str, secret: httpx.Response, attempt: Attempt, has_tasks: bool
 ) -> None:
     if has_tasks:
@@ -87,7 +87,7 @@ def test_a_task_of_another_user_looks_like_a_missing_one(
     assert client.get(tasks).content == before
 
 
-def test_every_operation_has_been_tried(database_url: str) -> None:
+def test_every_operation_has_an_attempt(database_url: str) -> None:
     tried = {(attempt.method, attempt.path) for attempt in ATTEMPTS} | WITHOUT_TASK
     assert _operations(database_url) == tried
 

@@ -14,7 +14,7 @@ from backend.tests.serving import in_thread, settings
 
 
 def add(client: httpx.Client, tasks: str, *titles: str, completed: bool = False) -> list[str]:
-    """Create tasks, the first title first; their ids, newest first as in the list."""
+    """Create tasks in the order of the titles; returns their ids, newest first as in the list."""
     created = [client.post(tasks, json={"title": title, "completed": completed}) for title in titles]
     return [response.json()["id"] for response in reversed(created)]
 
@@ -30,7 +30,7 @@ def titles(page: httpx.Response) -> set[str]:
 
 
 def walk(client: httpx.Client, url: str) -> Iterator[httpx.Response]:
-    """The page at `url` and all that follow it."""
+    """The page at `url` and all following pages."""
     page = client.get(url)
     yield page
     while "next" in page.links:
@@ -51,7 +51,7 @@ def test_the_list_of_a_user_without_tasks_is_empty(client: httpx.Client, tasks: 
     assert "X-Total-Count" not in empty.headers
 
 
-def test_a_listed_task_is_the_same_as_one_fetched_alone(client: httpx.Client, tasks: str) -> None:
+def test_a_listed_task_equals_the_task_fetched_alone(client: httpx.Client, tasks: str) -> None:
     [first] = add(client, tasks, "Buy milk")
     client.put(f"{tasks}/{first}", json={"description": "Zwei – 😀 \"'\\\n"})
     add(client, tasks, "Buy bread", completed=True)
@@ -62,7 +62,7 @@ def test_a_listed_task_is_the_same_as_one_fetched_alone(client: httpx.Client, ta
 
 @pytest.fixture
 def without_indexes(empty_database_url: str) -> Iterator[httpx.Client]:
-    """A client of a service whose database uses no index: scanning one would return the order of the list anyway."""
+    """A client of a service whose database uses no index, because an index scan returns tasks in the expected order."""
     schema.upgrade(empty_database_url)
     [(name,)] = execute(empty_database_url, "SELECT current_database()")
     for use in ("indexscan", "indexonlyscan", "bitmapscan"):
@@ -72,12 +72,12 @@ def without_indexes(empty_database_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("way", ["limit=2", "limit=2&offset=0"])
-def test_tasks_are_sorted_by_creation_and_then_by_id_both_descending(
+def test_tasks_are_sorted_by_created_at_and_id_descending(
     without_indexes: httpx.Client, tasks: str, user: str, empty_database_url: str, way: str
 ) -> None:
     client = without_indexes
     older = add(client, tasks, *"abcde")
-    # Creations on several machines may get the same time.
+    # Tasks created on several machines may have the same time.
     execute(empty_database_url, "UPDATE tasks SET created_at = now() - interval '1 s' WHERE user_id = %s", (user,))
     newer = add(client, tasks, "f", "g")
     client.patch(f"{tasks}/{older[2]}/complete")
@@ -206,7 +206,7 @@ def searched(client: httpx.Client) -> str:
 
 
 @pytest.mark.parametrize("way", ["", "&offset=0"])
-def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, tasks: str, way: str) -> None:
+def test_there_is_a_next_link_only_if_there_are_more_tasks(client: httpx.Client, tasks: str, way: str) -> None:
     add(client, tasks, "a", "b", "c")
     assert "next" not in client.get(f"{tasks}?limit=3{way}").links
     assert "next" not in client.get(f"{tasks}?limit=4{way}").links
@@ -231,7 +231,7 @@ def test_there_is_a_next_page_exactly_when_there_is_more(client: httpx.Client, t
         (0, 5, {"first": 0}),
     ],
 )
-def test_by_offset_there_are_first_prev_and_next(
+def test_pages_by_offset_have_first_prev_and_next_links(
     client: httpx.Client, tasks: str, offset: int, limit: int, expected: dict[str, int]
 ) -> None:
     created = add(client, tasks, *"abcde")
@@ -254,7 +254,7 @@ def test_links_keep_the_whole_query(client: httpx.Client, tasks: str, way: list[
 
 
 @pytest.mark.parametrize("way", ["", "&offset=0"])
-def test_the_pages_have_every_match_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
+def test_pages_contain_every_match_once_and_in_order(client: httpx.Client, tasks: str, way: str) -> None:
     matching: list[str] = []
     for n in range(7):
         matching = add(client, tasks, f"Buy {n}", completed=True) + matching
@@ -265,7 +265,7 @@ def test_the_pages_have_every_match_once_and_in_order(client: httpx.Client, task
     assert [page.headers["X-Total-Count"] for page in pages] == ["7"] * 3
 
 
-def test_pages_by_cursor_have_each_task_once_while_others_are_added_and_removed(
+def test_pages_by_cursor_contain_each_task_once_while_others_are_created_and_deleted(
     client: httpx.Client, tasks: str
 ) -> None:
     created = add(client, tasks, *map(str, range(16)))

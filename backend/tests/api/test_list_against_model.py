@@ -56,7 +56,7 @@ STEPS = st.one_of(
     suppress_health_check=list(HealthCheck),
 )
 @given(first=st.lists(TASKS, max_size=8), steps=st.lists(STEPS, min_size=10, max_size=40))
-def test_the_list_behaves_as_the_model_does(client: httpx.Client, first: list[Task], steps: list[Step]) -> None:
+def test_the_list_behaves_like_the_model(client: httpx.Client, first: list[Task], steps: list[Step]) -> None:
     user = ModelledUser(client)
     user.create(first)
     for name, arguments in steps:
@@ -66,7 +66,7 @@ def test_the_list_behaves_as_the_model_does(client: httpx.Client, first: list[Ta
 
 @dataclass
 class Walk:
-    """Pages by cursor, not all fetched yet."""
+    """Pages by cursor of which not all have been fetched yet."""
 
     query: Query
     limit: int
@@ -75,7 +75,7 @@ class Walk:
 
 
 class ModelledUser:
-    """A user whose tasks are also kept in a Python list, and compared with the service's."""
+    """A user whose tasks are also kept in a Python list, which is compared with the service."""
 
     def __init__(self, client: httpx.Client) -> None:
         self.client = client
@@ -126,7 +126,7 @@ class ModelledUser:
         self.continue_walk(0)
 
     def continue_walk(self, pick: int) -> None:
-        """Fetch the next page of a walk: what follows the last task seen, whatever has changed meanwhile."""
+        """Fetch the next page of a walk: the tasks after the last one seen, after any changes meanwhile."""
         if not self.walks:
             return
         walk = self.walks[-1 - pick % len(self.walks)]

@@ -19,7 +19,7 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def client(proxy: Proxy) -> Iterator[httpx.Client]:
-    # One connection: anything a request sends late is sent before the statement of the next request.
+    # With one connection, a late message of a request is sent before the statement of the next request.
     with in_thread(settings(proxy.url, db_pool_size=1)) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.get("/health").status_code == 200
         yield client
@@ -117,5 +117,5 @@ def test_liveness_does_not_query_the_database(client: httpx.Client, proxy: Proxy
 def test_every_operation_has_a_variant(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     methods = sorted(method.upper() for path, item in paths.items() for method in item if path != "/health/live")
-    asked = {(v.method, v.path.partition("?")[0].replace("/api/{new_user}/tasks", "")) for v in VARIANTS}
-    assert sorted(method for method, _ in asked) == methods
+    tested = {(v.method, v.path.partition("?")[0].replace("/api/{new_user}/tasks", "")) for v in VARIANTS}
+    assert sorted(method for method, _ in tested) == methods

@@ -36,12 +36,12 @@ def document(client: httpx.Client) -> dict[str, Any]:
     return served
 
 
-def test_the_contract_is_the_served_document(document: dict[str, Any]) -> None:
+def test_the_contract_equals_the_served_document(document: dict[str, Any]) -> None:
     agreed = yaml.safe_load(contract.PATH.read_text("utf-8"))
     assert agreed == document, "outdated: run `python -m backend.tests.contract`"
 
 
-def test_operations_have_ids_that_make_good_method_names(document: dict[str, Any]) -> None:
+def test_operation_ids_are_good_method_names(document: dict[str, Any]) -> None:
     named = {
         (method, path): operation["operationId"]
         for path, operations in document["paths"].items()
@@ -76,7 +76,7 @@ def example(response: dict[str, Any]) -> object:
     return shown
 
 
-def test_every_error_is_documented_in_the_shape_it_has(document: dict[str, Any]) -> None:
+def test_every_error_is_documented_with_its_schema(document: dict[str, Any]) -> None:
     for (_, status), response in responses(document).items():
         if status < "400":
             continue
@@ -87,7 +87,7 @@ def test_every_error_is_documented_in_the_shape_it_has(document: dict[str, Any])
     assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
 
 
-def test_the_examples_of_errors_are_really_sent(
+def test_the_examples_of_errors_match_real_responses(
     document: dict[str, Any], client: httpx.Client, tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
@@ -135,7 +135,7 @@ def _with_incomplete_body(client: httpx.Client, method: str, path: str) -> objec
         return json.loads(response.read())
 
 
-def test_the_example_of_a_503_is_really_sent(document: dict[str, Any]) -> None:
+def test_the_example_of_a_503_matches_a_real_response(document: dict[str, Any]) -> None:
     with in_thread(settings("postgresql://127.0.0.1:1/")) as url, httpx.Client(base_url=url) as client:
         unreachable = [client.get("/health").json(), client.post(f"/api/{uuid4()}/tasks", json={"title": "a"}).json()]
     documented = [example(response) for (_, status), response in responses(document).items() if status == "503"]
@@ -143,7 +143,7 @@ def test_the_example_of_a_503_is_really_sent(document: dict[str, Any]) -> None:
     assert unreachable[0] == unreachable[1]
 
 
-def test_the_examples_of_refused_tokens_are_really_sent(database_url: str, user: str) -> None:
+def test_the_examples_of_401_and_403_match_real_responses(database_url: str, user: str) -> None:
     with (
         publishing() as issuer,
         in_thread(settings(database_url, **issuer.settings)) as url,
@@ -200,7 +200,7 @@ def test_header_names_are_written_as_in_their_rfcs(document: dict[str, Any]) -> 
         for parameter in operation.get("parameters", [])
     ]
     assert {p["name"] for p in parameters if p["in"] == "header"} == {"Idempotency-Key", "If-Match", "If-None-Match"}
-    # An absent parameter is not null: generated clients would offer to send it.
+    # Parameters must not be nullable: generated clients would allow null.
     assert all("null" not in json.dumps(parameter["schema"]) for parameter in parameters)
     assert all(parameter["description"] for parameter in parameters)
 
@@ -216,7 +216,7 @@ def test_no_default_in_the_document_makes_another_parameter_invalid(
 
 
 @pytest.mark.parametrize("name", ["TaskCreate", "TaskUpdate", "TaskRead"])
-def test_examples_have_the_fields_in_the_order_of_a_task(
+def test_examples_have_the_field_order_of_a_task(
     document: dict[str, Any], client: httpx.Client, tasks: str, name: str
 ) -> None:
     task = client.post(tasks, json={"title": "Buy milk"}).json()

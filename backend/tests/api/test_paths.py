@@ -1,4 +1,4 @@
-"""Paths: a slash at the end changes nothing, HEAD answers wherever GET does, and URLs in headers are canonical."""
+"""Paths: a slash at the end changes nothing, HEAD works wherever GET does, and URLs in headers are canonical."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def test_links_are_the_same_with_a_slash_at_the_end(client: httpx.Client, tasks:
 
 @pytest.mark.parametrize("path", ["//docs", "/docs//", "/health//", "/api//"])
 def test_a_second_slash_is_another_path(client: httpx.Client, path: str) -> None:
-    # A client would take "//docs" for a host.
+    # A client would read "//docs" as a host.
     assert_error(client.get(httpx.URL(client.base_url).copy_with(raw_path=path.encode())), 404)
 
 
@@ -88,7 +88,7 @@ def test_locations_and_links_spell_ids_canonically(
 
 
 @pytest.mark.parametrize("page", ["/", *PAGES])
-def test_head_is_get_without_the_body(client: httpx.Client, page: str) -> None:
+def test_head_is_answered_like_get_without_the_body(client: httpx.Client, page: str) -> None:
     with_body = client.get(page)
     head = client.head(page)
     assert (head.status_code, headers(head)) == (with_body.status_code, headers(with_body))
@@ -115,7 +115,7 @@ def test_head_of_a_task_has_its_etag(client: httpx.Client, task: str) -> None:
         assert int(refused.headers["Content-Length"]) > 0
 
 
-def test_a_connection_goes_on_after_a_head(client: httpx.Client, task: str) -> None:
+def test_a_connection_can_be_reused_after_head(client: httpx.Client, task: str) -> None:
     with httpx.Client(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
         for path in (task, "/docs", "/nothing", "/static-offline-docs/favicon.png"):
             one.head(path)
@@ -141,7 +141,7 @@ def test_behind_a_prefix_a_slash_at_the_end_changes_nothing(prefixed: httpx.Clie
     assert prefixed.post("/health/").headers["Allow"] == "GET, HEAD"
 
 
-def test_behind_a_prefix_locations_and_links_have_it(prefixed: httpx.Client, tasks: str) -> None:
+def test_behind_a_prefix_locations_and_links_contain_it(prefixed: httpx.Client, tasks: str) -> None:
     for _ in range(2):
         created = prefixed.post(f"{tasks}/", json={"title": "Buy milk"})
         assert created.headers["Location"] == f"/v1{tasks}/{created.json()['id']}"

@@ -6,7 +6,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from backend.tests.database import holding_up_writes
+from backend.tests.database import blocking_writes
 from backend.tests.errors import assert_error
 
 
@@ -21,11 +21,11 @@ def task(client: httpx.Client, tasks: str) -> str:
 def test_no_body_or_an_empty_object_toggles(client: httpx.Client, task: str, body: object) -> None:
     before = client.get(task).json()
     for completed in (True, False, True):
-        flipped = client.patch(f"{task}/complete", json=body)
-        assert flipped.status_code == 200
-        assert flipped.json() == before | {"completed": completed, "updated_at": flipped.json()["updated_at"]}
-        assert client.get(task).json() == flipped.json()
-        assert client.get(task).headers["ETag"] == flipped.headers["ETag"]
+        toggled = client.patch(f"{task}/complete", json=body)
+        assert toggled.status_code == 200
+        assert toggled.json() == before | {"completed": completed, "updated_at": toggled.json()["updated_at"]}
+        assert client.get(task).json() == toggled.json()
+        assert client.get(task).headers["ETag"] == toggled.headers["ETag"]
 
 
 def test_an_empty_body_toggles(client: httpx.Client, task: str) -> None:
@@ -73,14 +73,14 @@ def test_a_body_of_another_media_type_toggles_nothing(client: httpx.Client, task
     assert client.get(task).headers["ETag"] == before.headers["ETag"]
 
 
-def test_101_toggles_at_once_are_101_toggles(client: httpx.Client, task: str, database_url: str) -> None:
+def test_101_concurrent_toggles_toggle_101_times(client: httpx.Client, task: str, database_url: str) -> None:
     with ThreadPoolExecutor(101) as pool:
-        with holding_up_writes(database_url, task.rpartition("/")[2]):
+        with blocking_writes(database_url, task.rpartition("/")[2]):
             sent = [pool.submit(client.patch, f"{task}/complete") for _ in range(101)]
-        flipped = [one.result() for one in sent]
-    assert [response.status_code for response in flipped] == [200] * 101
-    assert [response.json()["completed"] for response in flipped].count(True) == 51
-    assert len({response.headers["ETag"] for response in flipped}) == 101
+        toggled = [one.result() for one in sent]
+    assert [response.status_code for response in toggled] == [200] * 101
+    assert [response.json()["completed"] for response in toggled].count(True) == 51
+    assert len({response.headers["ETag"] for response in toggled}) == 101
     assert client.get(task).json()["completed"] is True
 
 

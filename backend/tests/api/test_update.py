@@ -33,7 +33,7 @@ def test_fields_left_out_stay_unchanged(client: httpx.Client, tasks: str, change
 
 
 @pytest.mark.parametrize("body", [{}, {"colour": "red"}, {"id": str(uuid4()), "version": 7, "created_at": None}])
-def test_a_body_that_names_no_field_changes_nothing(client: httpx.Client, tasks: str, body: dict[str, object]) -> None:
+def test_a_body_without_known_fields_changes_nothing(client: httpx.Client, tasks: str, body: dict[str, object]) -> None:
     created = client.post(tasks, json=WHOLE)
     updated = client.put(created.headers["Location"], json=body)
     assert updated.status_code == 200
@@ -52,7 +52,7 @@ def test_a_whole_task_can_be_sent_back(client: httpx.Client, tasks: str) -> None
     assert client.get(tasks).json() == [updated.json()]
 
 
-def test_every_write_advances_updated_at_and_keeps_created_at(client: httpx.Client, tasks: str) -> None:
+def test_every_write_increases_updated_at_and_keeps_created_at(client: httpx.Client, tasks: str) -> None:
     created = client.post(tasks, json=WHOLE)
     path = created.headers["Location"]
 
@@ -63,14 +63,14 @@ def test_every_write_advances_updated_at_and_keeps_created_at(client: httpx.Clie
 
     one_by_one = [created, *map(write, range(9))]
     with ThreadPoolExecutor(6) as pool:
-        at_once = list(pool.map(write, range(30)))
+        responses = list(pool.map(write, range(30)))
     moments = [response.json()["updated_at"] for response in one_by_one]
     assert moments == sorted(set(moments))
     # Later writes have greater versions, and the version is the ETag.
-    later = [r.json()["updated_at"] for r in sorted(at_once, key=lambda r: int(r.headers["ETag"].strip('"')))]
+    later = [r.json()["updated_at"] for r in sorted(responses, key=lambda r: int(r.headers["ETag"].strip('"')))]
     assert later == sorted(set(later))
     assert later[0] > moments[-1]
-    assert {response.json()["created_at"] for response in at_once} == {created.json()["created_at"]}
+    assert {response.json()["created_at"] for response in responses} == {created.json()["created_at"]}
 
 
 def test_updating_a_missing_task_or_one_of_another_user_is_404(client: httpx.Client, tasks: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, sync_playwright  # type: ignore[import-not-found]
 
 CHROMIUM = "/usr/bin/chromium"
-# A host name like a deployed service's: Swagger UI and browsers treat localhost as a special case.
+# A host name like that of a deployed service: Swagger UI and browsers treat localhost as a special case.
 HOST = "tasks.example"
 FLAGS = [
     "--no-sandbox",

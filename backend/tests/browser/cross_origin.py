@@ -23,10 +23,10 @@ WALK = """async ([baseUrl, user]) => {
 def test_the_client_in_the_quickstart_works_in_a_page_of_another_origin(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text(PAGE)
     with (
-        frontend(tmp_path) as ours,
-        as_process(tmp_path, env={"DATABASE_URL": database_url, **ours.settings}) as service,
+        frontend(tmp_path) as served,
+        as_process(tmp_path, env={"DATABASE_URL": database_url, **served.settings}) as service,
     ):
         build(service.base_url, tmp_path)
-        with opened(f"{ours.origin}/", also=service.base_url, refused=[401, 422, 412, 422, 422, 404, 404]) as page:
-            assert page.evaluate(WALK, [service.base_url, ours.user]) == SIX
+        with opened(f"{served.origin}/", also=service.base_url, refused=[401, 422, 412, 422, 422, 404, 404]) as page:
+            assert page.evaluate(WALK, [service.base_url, served.user]) == SIX
     assert " OPTIONS " in service.log

@@ -72,9 +72,9 @@ def test_redoc_renders(base_url: str) -> None:
 
 
 def test_with_authentication_the_page_takes_a_token(database_url: str, tmp_path: Path) -> None:
-    with frontend(tmp_path) as ours:
-        auth = {name.lower(): value for name, value in ours.settings.items()}
-        token = httpx.get(f"{ours.origin}/api/auth/token").json()["token"]
+    with frontend(tmp_path) as served:
+        auth = {name.lower(): value for name, value in served.settings.items()}
+        token = httpx.get(f"{served.origin}/api/auth/token").json()["token"]
         with in_thread(settings(database_url, **auth)) as base_url, opened(by_name(base_url) + "/docs") as page:
             page.get_by_role("button", name="Authorize").click()
             dialog = page.locator(".modal-ux")
@@ -82,4 +82,4 @@ def test_with_authentication_the_page_takes_a_token(database_url: str, tmp_path:
             screenshot(page, "authorize")
             dialog.get_by_role("button", name="Apply credentials").click()
             dialog.get_by_role("button", name="Close").click()
-            assert try_out(page, "create_task", user_id=ours.user).status == 201
+            assert try_out(page, "create_task", user_id=served.user).status == 201

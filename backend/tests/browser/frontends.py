@@ -1,4 +1,4 @@
-"""Small frontends in pages of another origin, each with the habits of public ones; `.ci/browser` runs it."""
+"""Small frontends in pages of another origin, written like public ones; `.ci/browser` runs it."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ def test_a_frontend_of_another_origin_works(name: str, database_url: str) -> Non
     if name == "react":
         npm.install(HERE)
     with (
-        frontend(HERE) as ours,
-        in_thread(settings(database_url, cors_origins=ours.origin)) as base_url,
+        frontend(HERE) as served,
+        in_thread(settings(database_url, cors_origins=served.origin)) as base_url,
         opened(
-            f"{ours.origin}/pages/{name}.html?api={base_url}&user={ours.user}", also=base_url, refused=[422]
+            f"{served.origin}/pages/{name}.html?api={base_url}&user={served.user}", also=base_url, refused=[422]
         ) as page,
     ):
 

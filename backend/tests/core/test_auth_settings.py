@@ -66,7 +66,7 @@ def test_an_empty_setting_is_refused(name: str, value: str) -> None:
         settings(DATABASE, **{**ON, name: value})
 
 
-def test_production_requires_authentication_or_its_explicit_absence() -> None:
+def test_production_requires_authentication_or_auth_disabled() -> None:
     with pytest.raises(ValidationError, match="AUTH_JWKS_URL"):
         settings(DATABASE, environment="production")
     with pytest.raises(ValidationError, match="AUTH_DISABLED"):
@@ -115,7 +115,7 @@ def test_openapi_has_no_token_if_authentication_is_off(client: httpx.Client) -> 
             assert not {"401", "403"} & set(operation["responses"])
 
 
-def test_every_route_to_a_users_tasks_is_guarded(app: FastAPI, api: httpx.Client) -> None:
+def test_every_task_route_requires_a_token(app: FastAPI, api: httpx.Client) -> None:
     guarded = [
         (method, route.path)
         for route in iter_route_contexts(app.routes)
@@ -134,12 +134,12 @@ def test_public_paths_need_no_token(api: httpx.Client, path: str) -> None:
     assert api.get(path).status_code == 200
 
 
-def test_preflight_needs_no_token_and_a_refusal_is_readable_by_the_browser(api: httpx.Client) -> None:
+def test_preflight_needs_no_token_and_a_401_has_cors_headers(api: httpx.Client) -> None:
     origin = {"Origin": "http://localhost:3000"}
-    wish = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
-    asked = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | wish)
-    assert asked.status_code == 200
-    assert "authorization" in asked.headers["Access-Control-Allow-Headers"].lower()
+    preflight_headers = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "authorization"}
+    preflight = api.options(f"/api/{uuid4()}/tasks/{uuid4()}", headers=origin | preflight_headers)
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["Access-Control-Allow-Headers"].lower()
     refused = api.get(f"/api/{uuid4()}/tasks", headers=origin)
     assert_error(refused, 401)
     assert refused.headers["Access-Control-Allow-Origin"] == origin["Origin"]

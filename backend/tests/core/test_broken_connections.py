@@ -1,4 +1,4 @@
-"""Clients never see an idle connection break; a statement whose connection breaks is retried if that is safe."""
+"""A broken idle connection causes no error; a statement whose connection breaks is retried if that is safe."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from backend.core import schema
 from backend.core.db import Session, Statement
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.core.pool import Pool
-from backend.tests.concurrency import Call, at_once, until
+from backend.tests.concurrency import Call, send_concurrently, until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Cut, Ending, Proxy, proxied
@@ -73,7 +73,7 @@ def client(proxy: Proxy) -> Iterator[httpx.Client]:
 
 
 class Case:
-    """An operation on a task of its own."""
+    """An operation on its own task."""
 
     def __init__(self, client: httpx.Client, tasks: str, operation: Operation) -> None:
         self._client = client
@@ -101,7 +101,7 @@ class Case:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @each_operation
-def test_a_closed_idle_connection_is_replaced_unnoticed(
+def test_a_closed_idle_connection_is_replaced_without_an_error(
     client: httpx.Client, proxy: Proxy, tasks: str, operation: Operation, ending: Ending
 ) -> None:
     case = Case(client, tasks, operation)
@@ -112,14 +112,16 @@ def test_a_closed_idle_connection_is_replaced_unnoticed(
     assert case.times_written() == (operation.retry != "read_only")
 
 
-def test_many_closed_idle_connections_are_replaced_unnoticed(client: httpx.Client, proxy: Proxy, tasks: str) -> None:
+def test_many_closed_idle_connections_are_replaced_without_an_error(
+    client: httpx.Client, proxy: Proxy, tasks: str
+) -> None:
     location = client.post(tasks, json={"title": "a"}).headers["Location"]
     proxy.delay = 0.02
-    at_once(str(client.base_url), [Call("GET", tasks)] * 20)
+    send_concurrently(str(client.base_url), [Call("GET", tasks)] * 20)
     proxy.delay = 0
     assert proxy.cut_idle("FIN") > 1
-    flips = at_once(str(client.base_url), [Call("PATCH", f"{location}/complete")] * 20)
-    assert [flip.status_code for flip in flips] == [200] * 20
+    toggles = send_concurrently(str(client.base_url), [Call("PATCH", f"{location}/complete")] * 20)
+    assert [toggle.status_code for toggle in toggles] == [200] * 20
     # The other tests expect a single connection.
     proxy.cut_idle("FIN")
 
@@ -163,7 +165,7 @@ def test_a_statement_is_retried_only_once(client: httpx.Client, proxy: Proxy, ta
 
 
 @each_operation
-def test_an_unreachable_database_has_written_nothing(
+def test_an_unreachable_database_reports_that_nothing_was_written(
     client: httpx.Client, proxy: Proxy, tasks: str, operation: Operation
 ) -> None:
     case = Case(client, tasks, operation)
@@ -218,9 +220,9 @@ def test_a_shutdown_message_instead_of_an_answer_is_a_broken_connection(
     proxy.faults = ["shutdown"]
     assert client.get(location).status_code == 200
     proxy.faults = ["shutdown"]
-    flipped = client.patch(f"{location}/complete")
-    assert_error(flipped, 503)
-    assert flipped.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
+    toggled = client.patch(f"{location}/complete")
+    assert_error(toggled, 503)
+    assert toggled.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
 
 
 def test_the_outcome_of_the_first_attempt_stays_unknown_when_the_retry_fails(
@@ -246,9 +248,9 @@ def test_the_outcome_of_the_first_attempt_stays_unknown_when_the_retry_fails(
         assert created.result().json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
 
 
-def test_the_connection_used_last_is_used_next(client: httpx.Client, proxy: Proxy, tasks: str) -> None:
+def test_the_most_recently_used_connection_is_used_next(client: httpx.Client, proxy: Proxy, tasks: str) -> None:
     proxy.delay = 0.02
-    at_once(str(client.base_url), [Call("GET", tasks)] * 20)
+    send_concurrently(str(client.base_url), [Call("GET", tasks)] * 20)
     proxy.delay = 0
     before = {each: each.messages for each in proxy.connections}
     assert len(before) > 1

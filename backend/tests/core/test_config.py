@@ -1,4 +1,4 @@
-"""Settings: what is accepted, what ends the start, and that each is documented."""
+"""Settings: valid and invalid values, and their documentation."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The line that ends the start."""
+    """The line printed when the start fails."""
     with pytest.raises(SystemExit) as stopped:
         load_settings()
     assert stopped.value.code == STARTUP_FAILURE
@@ -65,14 +65,14 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
         ("AUTH_DISABLED", SECRET),
     ],
 )
-def test_a_wrong_setting_is_named_and_not_quoted(
+def test_a_wrong_setting_is_named_without_its_value(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     assert name in refusal(capsys)
 
 
-def test_all_wrong_settings_are_named_at_once(
+def test_all_wrong_settings_are_reported_together(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", SECRET)
@@ -142,7 +142,7 @@ def test_production_without_authentication_must_be_explicit(monkeypatch: pytest.
     assert load_settings().environment == "production"
 
 
-def test_the_environment_wins_over_the_file_and_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_the_file_and_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text(
         'DATABASE_URL=\nDB_POOL_SIZE=7\nLOG_LEVEL="WARNING"\nPORT=9\nCORS_ORIGINS=https://a.test , http://b.test:1,\nX=1\n'
     )

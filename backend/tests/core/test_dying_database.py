@@ -1,4 +1,4 @@
-"""PostgreSQL is killed under load and started again: every answer was true, and the service recovers."""
+"""PostgreSQL is killed under load and restarted: every response was true, and the service recovers."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from backend.core import embedded, schema
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.tests.concurrency import concurrent_client, until
 from backend.tests.errors import assert_error
-from backend.tests.process_checks import assert_ending, processes
+from backend.tests.process_checks import assert_processes_end, processes
 from backend.tests.serving import in_thread, settings
 
 CLIENTS = 12
@@ -58,14 +58,14 @@ class Database:
         return False
 
     def kill(self) -> None:
-        """Kill all of its processes at once, so that none can clean up or tell its clients."""
+        """Kill all of its processes at once, so that none can clean up or notify its clients."""
         self._process.send_signal(signal.SIGSTOP)
-        victims = processes(self._folder)
-        for victim in victims:
+        pids = processes(self._folder)
+        for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         self._process.wait(30)
-        assert_ending(victims)
+        assert_processes_end(pids)
 
 
 @pytest.fixture
@@ -80,15 +80,15 @@ def database() -> Iterator[Database]:
 
 @dataclass
 class Ledger:
-    """The answers that the clients got."""
+    """The responses that the clients received."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     creations: dict[str, str] = field(default_factory=dict)
     """The reported outcome of each creation, by title."""
-    flips: dict[str, Counter[str]] = field(default_factory=dict)
-    """The reported outcomes of the flips of each task, by its path."""
+    toggles: dict[str, Counter[str]] = field(default_factory=dict)
+    """The reported outcomes of the toggles of each task, by its path."""
     versions: dict[str, int] = field(default_factory=dict)
-    """The version of each of these tasks before the flips."""
+    """The version of each of these tasks before the toggles."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def record(self, response: httpx.Response, success: int) -> str:
@@ -116,20 +116,18 @@ class Ledger:
 
 
 async def run_client(client: httpx.AsyncClient, tasks: str, ledger: Ledger, stop: asyncio.Event) -> None:
-    """Create, flip, list and read until `stop` is set; raises if a request gets no answer."""
-    task = await client.post(tasks, json={"title": "flipped"})
+    """Create, toggle, list and read until `stop` is set; raises if a request gets no response."""
+    task = await client.post(tasks, json={"title": "toggled"})
     location = task.headers["Location"]
     ledger.versions[location] = version(task)
-    flips = ledger.flips[location] = Counter()
+    toggles = ledger.toggles[location] = Counter()
     while not stop.is_set():
         title = str(uuid4())
         ledger.creations[title] = ledger.record(await client.post(tasks, json={"title": title}), 201)
-        flips[ledger.record(await client.patch(f"{location}/complete"), 200)] += 1
+        toggles[ledger.record(await client.patch(f"{location}/complete"), 200)] += 1
         ledger.record(await client.get(tasks), 200)
         if ledger.record(await client.get(location), 200) != "done":
-            await asyncio.sleep(
-                0.1
-            )  # otherwise twelve clients that retry at once leave no CPU to the database that starts
+            await asyncio.sleep(0.1)  # otherwise twelve retrying clients leave no CPU time for the starting database
 
 
 async def kill_under_load(database: Database, base_url: str, tasks: str, ledger: Ledger) -> list[float]:
@@ -151,7 +149,7 @@ async def kill_under_load(database: Database, base_url: str, tasks: str, ledger:
     return recoveries
 
 
-def test_every_answer_is_true_when_the_database_is_killed(database: Database, tasks: str) -> None:
+def test_every_response_is_true_when_the_database_is_killed(database: Database, tasks: str) -> None:
     ledger = Ledger()
     with in_thread(settings(database.url, log_level="error")) as url, httpx.Client(base_url=url, timeout=30) as client:
         recoveries = asyncio.run(kill_under_load(database, url, tasks, ledger))
@@ -160,10 +158,10 @@ def test_every_answer_is_true_when_the_database_is_killed(database: Database, ta
         print(f"\nanswers {dict(ledger.statuses)}\ncreations {dict(found)}\nrecovered after s {recoveries}")
         for outcome, times in found:
             assert times in {"done": (1,), NOT_WRITTEN: (0,), MAYBE_WRITTEN: (0, 1)}[outcome]
-        for location, flips in ledger.flips.items():
+        for location, toggles in ledger.toggles.items():
             task = client.get(location)
             written = version(task) - ledger.versions[location]
-            assert flips["done"] <= written <= flips["done"] + flips[MAYBE_WRITTEN]
+            assert toggles["done"] <= written <= toggles["done"] + toggles[MAYBE_WRITTEN]
             assert task.json()["completed"] == bool(written % 2)
 
 

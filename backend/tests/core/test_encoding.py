@@ -1,4 +1,4 @@
-"""A database whose encoding is not UTF8 cannot store every title: no request uses it, and the log tells why."""
+"""A database whose encoding is not UTF8 cannot store every title: no request uses it, and the log has the reason."""
 
 from collections.abc import Iterator
 from io import StringIO
@@ -18,7 +18,7 @@ from backend.tests.serving import ROOT, in_thread, settings
 
 @pytest.fixture(params=["LATIN1", "SQL_ASCII"])
 def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[str]:
-    """A database with this encoding, with the schema as written out by Alembic."""
+    """A database with this encoding and the schema, created from Alembic's SQL."""
     [(version,)] = execute(postgres_url, "SELECT current_setting('server_version_num')::int")
     provider = "LOCALE_PROVIDER libc" if version >= 150000 else ""
     name = f"test_{uuid4().hex}"
@@ -29,7 +29,7 @@ def database_url(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[
         url = f"{parts.scheme}://{parts.netloc}/{name}?{parts.query}"
         config = Config(ROOT / "alembic.ini", output_buffer=StringIO())
         config.attributes["url"] = url
-        # The later migrations are no single transaction, and change nothing that matters here.
+        # The later migrations are not one transaction, and do not affect this test.
         command.upgrade(config, "0001", sql=True)
         assert isinstance(config.output_buffer, StringIO)
         execute(url, config.output_buffer.getvalue())

@@ -1,4 +1,4 @@
-"""uvloop and asyncio report a closed socket differently; requests are served alike on both."""
+"""uvloop and asyncio report a closed socket differently; responses must be the same with both."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ TIMEOUT = 20
 
 
 class Running(NamedTuple):
-    """A service in a process of its own, and its connection to the database."""
+    """A service in its own process, and its connection to the database."""
 
     client: httpx.Client
     proxy: Proxy
@@ -37,7 +37,7 @@ class Running(NamedTuple):
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop the process, so that it sees all that happens in the block at once."""
+        """Pause the process, so that it notices all events of the block at once."""
         os.kill(self.pid, signal.SIGSTOP)
         until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
         try:
@@ -63,15 +63,15 @@ def running(
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("fault", ["before the statement", "before the answer", "in the answer"])
 @pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {"title": "new"})])
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_request_whose_connection_ends_is_answered_at_once(
-    running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, at_once: bool
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_repeatable_request_whose_connection_closes_is_answered_immediately(
+    running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, paused: bool
 ) -> None:
     client, proxy, _ = running
     location = client.post(tasks, json={"title": "old"}).headers["Location"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy, "ending", ending)
-        if at_once:
+        if paused:
             patch.setattr(proxy, "client_stopped", running.stopped)
         proxy.faults = [fault]
         answer = client.request(method, location, json=body)
@@ -81,7 +81,7 @@ def test_a_request_whose_connection_ends_is_answered_at_once(
 
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("fault", ["before the answer", "in the answer"])
-def test_a_flip_whose_connection_ends_is_answered_at_once(
+def test_a_toggle_whose_connection_closes_is_answered_immediately(
     running: Running, tasks: str, ending: Ending, fault: Fault
 ) -> None:
     client, proxy, _ = running
@@ -97,20 +97,20 @@ def test_a_flip_whose_connection_ends_is_answered_at_once(
 
 
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_connection_that_ended_after_an_answer_is_not_used_again(
-    running: Running, tasks: str, ending: Ending, at_once: bool
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_connection_that_closed_after_a_response_is_not_reused(
+    running: Running, tasks: str, ending: Ending, paused: bool
 ) -> None:
     client, proxy, _ = running
     location = client.post(tasks, json={"title": "old"}).headers["Location"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy, "ending", ending)
-        if at_once:
+        if paused:
             patch.setattr(proxy, "client_stopped", running.stopped)
         proxy.faults = ["after the answer"]
         before = proxy.opened
         assert client.patch(f"{location}/complete").json()["completed"] is True
-        # The end has been sent when the proxy forgot the connection; the service reads it before the next request.
+        # When the proxy has removed the connection, its end was sent; the service reads it before the next request.
         until(lambda: not proxy.connections)
     assert client.patch(f"{location}/complete").json()["completed"] is False
     assert proxy.opened == before + 1
@@ -123,7 +123,7 @@ def test_every_request_is_answered_while_connections_are_terminated(empty_databa
         SELECT count(pg_terminate_backend(pid)) FROM (
             SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
             ORDER BY random() LIMIT 1
-        ) AS victim
+        ) AS chosen
     """
     statuses: Counter[int] = Counter()
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from backend.core.errors import NOT_WRITTEN
-from backend.tests.concurrency import Call, at_once
+from backend.tests.concurrency import Call, send_concurrently
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, proxied
 from backend.tests.serving import in_thread, settings
@@ -34,7 +34,7 @@ def test_read_only_sessions_are_replaced(
     with in_thread(settings(proxy.url)) as url, httpx.Client(base_url=url, timeout=30) as client:
         ids = [client.post(tasks, json={"title": "old"}).json()["id"] for _ in range(5)]
         proxy.delay = 0.1
-        at_once(url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(6)])
+        send_concurrently(url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(6)])
         proxy.delay = 0
         assert proxy.make_read_only() == 6
         assert client.get(tasks).status_code == 200

@@ -1,4 +1,4 @@
-"""One user's requests take a part of the connections only, and those whose clients left take none."""
+"""One user's requests use only part of the connections; requests of disconnected clients use none."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-# Each word occurs at the end of each title only, after many positions at which it nearly does.
+# Each word occurs only at the end of a title, after many near matches, so that a search is slow.
 TITLE = "a" * 240 + "b" + "c" * 14
 SEARCH = " ".join("a" * length + "b" for length in range(14, 24))
 ROWS = 30_000
@@ -33,11 +33,11 @@ def test_a_users_slow_searches_do_not_delay_other_users(
     execute(database_url, "INSERT INTO users (id) VALUES (%s)", (user,))
     insert = "INSERT INTO tasks (id, user_id, title) SELECT gen_random_uuid(), %s, %s FROM generate_series(1, %s)"
     execute(database_url, insert, (user, TITLE, ROWS))
-    hung_up = 0
+    timeouts = 0
 
     async def search(url: str, stop: asyncio.Event) -> None:
-        """Search again and again, and hang up after a second."""
-        nonlocal hung_up
+        """Search repeatedly, and disconnect after a second."""
+        nonlocal timeouts
         async with concurrent_client(url) as client:
             while not stop.is_set():
                 parameters = {"search": SEARCH, "total": "true"}
@@ -45,15 +45,15 @@ def test_a_users_slow_searches_do_not_delay_other_users(
                     answer = await client.get(tasks, params=parameters, timeout=1)
                     assert answer.status_code in (200, 503)
                 except httpx.TimeoutException:
-                    hung_up += 1
+                    timeouts += 1
 
     async def get_meanwhile(url: str) -> list[tuple[int, float]]:
-        """The status and the seconds of each of another user's requests."""
+        """The status and duration in seconds of each request of another user."""
         stop, answers = asyncio.Event(), []
         async with concurrent_client(url) as client, asyncio.TaskGroup() as group:
             for _ in range(3 * size):
                 group.create_task(search(url, stop))
-            await asyncio.to_thread(until, lambda: hung_up)
+            await asyncio.to_thread(until, lambda: timeouts)
             path = f"/api/{uuid4()}/tasks"
             for _ in range(12):
                 started = time.monotonic()
@@ -67,10 +67,10 @@ def test_a_users_slow_searches_do_not_delay_other_users(
         answers = asyncio.run(get_meanwhile(url))
     assert {status for status, _ in answers} == {200}
     assert statistics.median(seconds for _, seconds in answers) < 1
-    assert hung_up >= 3 * size
+    assert timeouts >= 3 * size
 
 
-def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: str) -> None:
+def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, tasks: str) -> None:
     with (
         in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=20)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -81,7 +81,7 @@ def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: s
         task = client.post(tasks, json={"title": "locked"})
         task_id = task.json()["id"]
         cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
-        flip = pool.submit(client.patch, f"{task.headers['Location']}/complete")
+        toggle = pool.submit(client.patch, f"{task.headers['Location']}/complete")
         until(lambda: execute(database_url, WAITING, (f"%{task_id}%",)))
         body = b'{"title": "abandoned"}'
         head = (
@@ -91,7 +91,7 @@ def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: s
         abandoned = [socket.create_connection((address[0], int(address[1]))) for _ in range(100)]
         for connection in abandoned:
             connection.sendall(head.encode() + body)
-        # Answered after all bytes sent before were read.
+        # Its response arrives after all bytes sent before were read.
         with httpx.Client(base_url=url, timeout=30) as another:
             assert another.get("/health/live").status_code == 200
             assert another.get("/health/live").status_code == 200
@@ -101,7 +101,7 @@ def test_a_request_whose_client_left_is_not_executed(database_url: str, tasks: s
             assert another.get("/health/live").status_code == 200
             assert another.get("/health/live").status_code == 200
         other.rollback()
-        assert flip.result().status_code == 200
-        # Requests wait in order, so that those before this one are done.
+        assert toggle.result().status_code == 200
+        # Requests are served in order, so all earlier ones are finished.
         assert client.get("/health").status_code == 200
         assert [it["title"] for it in client.get(tasks, params={"limit": 100}).json()] == ["locked"]

@@ -37,15 +37,15 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 def with_hosts(proxy: Proxy, *hosts: tuple[str, int]) -> str:
     """The URL of `proxy` with these names and ports instead of its own."""
     names, ports = zip(*hosts, strict=True)
-    # Without values that are empty: an empty `hostaddr` is an address too.
+    # Empty values are left out: an empty `hostaddr` counts as an address.
     given = dict(parse_qsl(urlsplit(proxy.url).query))
     return f"postgresql:///?{urlencode({**given, 'host': ','.join(names), 'port': ','.join(map(str, ports))})}"
 
 
 class Resolver:
-    """Answers for `names`; a name without addresses gets no answer before `stop`.
+    """Resolves `names`; a name without addresses gets no answer before `stop`.
 
-    asyncio looks names up by `socket.getaddrinfo` in a thread; uvloop has a resolver of its own.
+    asyncio looks names up by `socket.getaddrinfo` in a thread; uvloop has its own resolver.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, **names: list[str]) -> None:
@@ -71,7 +71,7 @@ class Resolver:
 
 @pytest.mark.parametrize("silence", SILENCES)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_silent_host_is_left_for_the_next(proxy: Proxy, tasks: str, silence: Silence, loop: Loop) -> None:
+def test_after_a_silent_host_the_next_is_tried(proxy: Proxy, tasks: str, silence: Silence, loop: Loop) -> None:
     with silent_host("127.0.0.1", silence) as silent_port:
         url = with_hosts(proxy, ("127.0.0.1", silent_port), ("127.0.0.1", proxy.port))
         with in_thread(settings(url, db_pool_timeout=TIMEOUT), loop) as base_url, httpx.Client(timeout=30) as client:
@@ -80,12 +80,12 @@ def test_a_silent_host_is_left_for_the_next(proxy: Proxy, tasks: str, silence: S
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_overlapping_requests_leave_a_silent_host(proxy: Proxy, silence: Silence) -> None:
+def test_overlapping_requests_skip_a_silent_host(proxy: Proxy, silence: Silence) -> None:
     async def get_overlapping(base_url: str) -> list[int]:
         async with concurrent_client(base_url) as client:
 
             async def get(delay: float) -> int:
-                # Each begins while the one before is still trying the first host.
+                # Each begins while the previous one is still trying the first host.
                 await asyncio.sleep(delay)
                 return (await client.get(f"/api/{uuid4()}/tasks")).status_code
 
@@ -98,7 +98,7 @@ def test_overlapping_requests_leave_a_silent_host(proxy: Proxy, silence: Silence
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_host_that_refuses_connections_is_left_for_the_next(proxy: Proxy, tasks: str, loop: Loop) -> None:
+def test_after_a_host_that_refuses_connections_the_next_is_tried(proxy: Proxy, tasks: str, loop: Loop) -> None:
     url = with_hosts(proxy, ("127.0.0.1", free_port()), ("127.0.0.1", proxy.port))
     with in_thread(settings(url, db_pool_timeout=TIMEOUT), loop) as base_url:
         assert httpx.get(f"{base_url}{tasks}", timeout=30).status_code == 200
@@ -106,7 +106,7 @@ def test_a_host_that_refuses_connections_is_left_for_the_next(proxy: Proxy, task
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
 @pytest.mark.parametrize("silence", ["swallow", "drop"])
-def test_a_silent_address_of_a_name_is_left_for_the_next(
+def test_after_a_silent_address_of_a_name_the_next_is_tried(
     proxy: Proxy, tasks: str, silence: Silence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Resolver(monkeypatch, database_test=["127.0.0.2", "127.0.0.1"])
@@ -117,7 +117,7 @@ def test_a_silent_address_of_a_name_is_left_for_the_next(
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_silent_hosts_are_given_up_within_the_timeout(proxy: Proxy, tasks: str, silence: Silence) -> None:
+def test_silent_hosts_fail_within_the_timeout(proxy: Proxy, tasks: str, silence: Silence) -> None:
     with silent_host("127.0.0.1", silence) as first, silent_host("127.0.0.1", silence) as second:
         url = with_hosts(proxy, ("127.0.0.1", first), ("127.0.0.1", second))
         with in_thread(settings(url, db_pool_timeout=1)) as base_url:

@@ -1,4 +1,4 @@
-"""A row locked by another session delays the writers of this row only."""
+"""A row locked by another session delays only requests that write this row."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ TIMEOUT = 0.5
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
 
 
-def test_postgresql_ends_a_late_statement_that_wrote_nothing(database_url: str, tasks: str) -> None:
+def test_postgresql_cancels_a_late_statement_and_nothing_is_written(database_url: str, tasks: str) -> None:
     with (
         in_thread(settings(database_url, db_pool_size=2, db_pool_timeout=TIMEOUT)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -54,7 +54,7 @@ def test_writers_of_a_locked_row_do_not_delay_other_users(database_url: str, tas
     stop = threading.Event()
 
     def write(url: str, location: str) -> list[httpx.Response]:
-        """Retry a write as `Retry-After` says; the answers."""
+        """Retry a write after `Retry-After` seconds; returns the responses."""
         answers: list[httpx.Response] = []
         with httpx.Client(base_url=url, timeout=30) as client:
             while not stop.is_set():

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
-from backend.tests.concurrency import Call, at_once, until
+from backend.tests.concurrency import Call, send_concurrently, until
 from backend.tests.core.test_schema import configuration
 from backend.tests.database import execute
 from backend.tests.serving import ROOT, in_thread, settings
@@ -58,7 +58,7 @@ def old_key_url(empty_database_url: str) -> str:
 
 @contextmanager
 def open_transaction(url: str, sql: str) -> Iterator[None]:
-    """Keep a transaction open that ran `sql`; it is rolled back at the end of the block."""
+    """Run `sql` in a transaction that is rolled back at the end of the block."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(sql)
         yield
@@ -77,7 +77,7 @@ def index_being_built(url: str) -> Iterator[None]:
     assert execute(url, REVISION) == [("0002",)]
 
 
-def test_the_key_changes_and_changes_back_with_every_row_kept(old_key_url: str) -> None:
+def test_the_key_change_and_its_downgrade_keep_every_row(old_key_url: str) -> None:
     rows = execute(old_key_url, ROWS)
     assert len(rows) == 1000
     indexes = execute(old_key_url, INDEXES)
@@ -111,7 +111,7 @@ def test_an_invalid_index_of_an_earlier_attempt_is_replaced(old_key_url: str) ->
     assert {valid for _, valid in execute(old_key_url, INDEXES)} == {True}
 
 
-def test_a_migration_that_gets_no_lock_fails_in_one_line_and_can_be_repeated(
+def test_a_migration_without_a_lock_fails_with_one_line_and_can_be_repeated(
     old_key_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_transaction(old_key_url, "SELECT FROM tasks"), pytest.raises(SystemExit):
@@ -125,7 +125,7 @@ def test_a_migration_that_gets_no_lock_fails_in_one_line_and_can_be_repeated(
     assert execute(old_key_url, KEY) == NEW_KEY
 
 
-def test_a_key_that_two_users_share_refuses_the_way_back_and_no_task_is_lost(old_key_url: str) -> None:
+def test_an_id_shared_by_two_users_prevents_the_downgrade_and_no_task_is_lost(old_key_url: str) -> None:
     upgrade(old_key_url, "0002")
     execute(old_key_url, "INSERT INTO tasks (id, user_id, title) SELECT gen_random_uuid(), id, 'same' FROM users")
     execute(old_key_url, f"UPDATE tasks SET id = '{uuid4()}' WHERE title = 'same'")
@@ -139,26 +139,26 @@ def test_a_key_that_two_users_share_refuses_the_way_back_and_no_task_is_lost(old
     assert execute(old_key_url, KEY) == OLD_KEY
 
 
-def test_a_process_that_waits_for_the_migration_of_another_does_not_block_it(old_key_url: str) -> None:
+def test_a_process_that_waits_for_another_migration_does_not_block_it(old_key_url: str) -> None:
     code = "import sys; from backend.core import schema; schema.upgrade(sys.argv[1])"
     with index_being_built(old_key_url):
         waiting = subprocess.Popen(
             [sys.executable, "-c", code, old_key_url], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         until(lambda: execute(old_key_url, POLLING + HERE) == [(1,)])
-    _, complaints = waiting.communicate(timeout=60)
-    assert (waiting.returncode, complaints) == (0, "")
+    _, errors = waiting.communicate(timeout=60)
+    assert (waiting.returncode, errors) == (0, "")
     assert execute(old_key_url, REVISION) == [("0002",)]
 
 
-def test_a_statement_timeout_of_the_database_is_not_for_building_an_index(old_key_url: str) -> None:
+def test_building_an_index_ignores_the_databases_statement_timeout(old_key_url: str) -> None:
     name = execute(old_key_url, "SELECT current_database()")[0][0]
     execute(old_key_url, f"ALTER DATABASE {name} SET statement_timeout = '1s'")
     with index_being_built(old_key_url):
         until(lambda: execute(old_key_url, BUILDING + HERE + " AND now() - query_start > interval '1.5 s'") == [(1,)])
 
 
-def test_waiting_for_the_migration_of_another_process_ends(
+def test_waiting_for_another_migration_has_a_limit(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pauses: list[float] = []
@@ -195,7 +195,7 @@ def test_the_service_works_with_either_key(empty_database_url: str, user: str, t
 
 
 class Writer(threading.Thread):
-    """A client that writes to its own user's tasks until stopped, and remembers what the service acknowledged."""
+    """A client that writes tasks of its own user until stopped, and records the acknowledged writes."""
 
     def __init__(self, base_url: str) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Writer(threading.Thread):
         self._client = httpx.Client(base_url=base_url, timeout=30)
 
     def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Repeat the request until it succeeds; only a 503 that promises that nothing was written is repeated."""
+        """Repeat the request until it succeeds; only after a 503 that reports that nothing was written."""
         while True:
             response = self._client.request(method, path, **content)
             self.requests += 1
@@ -232,7 +232,7 @@ class Writer(threading.Thread):
                 self.send("GET", self.path, params={"limit": 10})
 
     def stored(self) -> dict[str, Any]:
-        """What the service has now."""
+        """The tasks that the service returns now."""
         found: dict[str, Any] = {}
         with httpx.Client(base_url=self._client.base_url, timeout=30) as client:
             path = f"{self.path}?limit=100"
@@ -277,15 +277,13 @@ def test_no_request_fails_and_no_write_is_lost_while_the_key_changes(old_key_url
             assert writer.stored() == writer.tasks
 
 
-def test_repeated_creations_that_meet_an_index_being_built_are_created_once(
-    old_key_url: str, user: str, tasks: str
-) -> None:
-    # Two unique indexes, of which only the primary key's resolves conflicts: the state until the keys are exchanged.
+def test_repeated_creations_during_an_index_build_create_one_task(old_key_url: str, user: str, tasks: str) -> None:
+    # Two unique indexes, of which only the primary key's resolves conflicts, as during the migration.
     execute(old_key_url, "CREATE UNIQUE INDEX pk_tasks_new ON tasks (user_id, id)")
     with in_thread(settings(old_key_url)) as url, httpx.Client(base_url=url) as client:
         for number in range(50):
             calls = [Call("POST", tasks, {"title": "a"}, {"Idempotency-Key": str(number)})] * 8
-            responses = at_once(url, calls)
+            responses = send_concurrently(url, calls)
             assert {response.status_code for response in responses} <= {201, 503}
             assert all("nothing was written" in r.text for r in responses if r.status_code == 503)
         total = client.get(tasks, params={"total": True}).headers["X-Total-Count"]

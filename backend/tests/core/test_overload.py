@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
-from backend.tests.concurrency import Call, at_once, until
+from backend.tests.concurrency import Call, send_concurrently, until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, proxied
@@ -29,7 +29,7 @@ def version(response: httpx.Response) -> int:
 
 
 @pytest.mark.parametrize("size", [1, 2, 10])
-def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, size: int) -> None:
+def test_two_hundred_clients_share_a_few_connections(proxy: Proxy, tasks: str, size: int) -> None:
     calls = []
     for i in range(50):
         with_key = Call("POST", tasks, {"title": f"with a key {i}"}, {"Idempotency-Key": f"{i}"})
@@ -41,9 +41,9 @@ def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, siz
         httpx.Client(base_url=url) as client,
     ):
         proxy.most_connections = 0
-        task = client.post(tasks, json={"title": "flipped"})
+        task = client.post(tasks, json={"title": "toggled"})
         location = task.headers["Location"]
-        answers = at_once(url, [call._replace(path=call.path.format(task=location)) for call in calls])
+        answers = send_concurrently(url, [call._replace(path=call.path.format(task=location)) for call in calls])
         assert Counter((a.request.method, a.status_code) for a in answers) == {
             ("POST", 201): 150, ("PATCH", 200): 50, ("GET", 200): 10,
         }  # fmt: skip
@@ -57,23 +57,23 @@ def test_two_hundred_clients_share_few_connections(proxy: Proxy, tasks: str, siz
 
 def test_requests_wait_for_open_connections_when_the_server_refuses_more(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_size=10, db_pool_timeout=30, log_level="error")) as url:
-        until(lambda: not proxy.connections)  # those of other tests
+        until(lambda: not proxy.connections)  # connections of other tests
         paths = [f"/api/{uuid4()}/tasks" for _ in range(50)]
         proxy.max_connections = 3
         proxy.delay = 0.01
         try:
             assert httpx.get(url + tasks, timeout=30).status_code == 200
             calls = [(Call("GET", path), Call("POST", path, {"title": "a"})) for path in paths]
-            answers = at_once(url, [call for pair in calls for call in pair])
+            answers = send_concurrently(url, [call for pair in calls for call in pair])
         finally:
             proxy.delay = 0
             proxy.max_connections = None
         assert Counter(a.status_code for a in answers) == {200: 50, 201: 50}
 
 
-def test_a_server_without_a_free_connection_has_written_nothing(proxy: Proxy, tasks: str) -> None:
+def test_a_server_without_free_connections_reports_that_nothing_was_written(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_timeout=0.5)) as url:
-        until(lambda: not proxy.connections)  # those of other tests
+        until(lambda: not proxy.connections)  # connections of other tests
         proxy.max_connections = 0
         try:
             answer = httpx.post(url + tasks, json={"title": "a"}, timeout=30)
@@ -101,27 +101,29 @@ def test_every_request_to_a_silent_database_is_answered(proxy: Proxy, tasks: str
         ]
         proxy.freeze()
         try:
-            answers = at_once(url, [*one_each * 16, Call("GET", "/health/live")])
+            answers = send_concurrently(url, [*one_each * 16, Call("GET", "/health/live")])
         finally:
             proxy.thaw()
         assert answers.pop().status_code == 200
         for answer in answers:
             assert_error(answer, 503)
             assert answer.headers["Retry-After"] == "1"
-        told = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
+        details = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
         late, busy = "The database did not answer in time", "All connections to the database are busy"
-        assert {reason for reason, _ in told} == {late, busy}
-        assert told.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
+        assert {reason for reason, _ in details} == {late, busy}
+        assert details.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
         until(lambda: client.get("/health").status_code == 200)
         created = sum(task["title"] == "b" for task in client.get(tasks).json())
-        assert created <= told[late, f"{MAYBE_WRITTEN}."] <= 2
+        assert created <= details[late, f"{MAYBE_WRITTEN}."] <= 2
 
 
 def test_an_incomplete_answer_does_not_delay_other_requests(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_timeout=0.4)) as url, httpx.Client(base_url=url, timeout=30) as client:
         location = client.post(tasks, json={"title": "a"}).headers["Location"]
         proxy.faults = ["silence before the end of the answer"]
-        toggle, *others = at_once(url, [Call("PATCH", f"{location}/complete"), *[Call("GET", "/health/live")] * 4])
+        toggle, *others = send_concurrently(
+            url, [Call("PATCH", f"{location}/complete"), *[Call("GET", "/health/live")] * 4]
+        )
         assert_error(toggle, 503)
         assert toggle.json()["detail"].endswith(f"; {MAYBE_WRITTEN}.")
         assert [other.status_code for other in others] == [200] * 4
@@ -137,18 +139,18 @@ def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks:
         location = task.headers["Location"]
         proxy.delay = 0.05
         try:
-            answers = at_once(url, [Call("PATCH", f"{location}/complete")] * 100)
+            answers = send_concurrently(url, [Call("PATCH", f"{location}/complete")] * 100)
         finally:
             proxy.delay = 0
         until(lambda: client.get("/health").status_code == 200)
-        flips = version(client.get(location)) - version(task)
+        toggles = version(client.get(location)) - version(task)
         outcomes = Counter("done" if a.status_code == 200 else a.json()["detail"].split("; ")[1] for a in answers)
         assert outcomes.keys() <= {"done", f"{NOT_WRITTEN}.", f"{MAYBE_WRITTEN}."}
         assert outcomes[f"{NOT_WRITTEN}."] > 0
-        assert outcomes["done"] <= flips <= outcomes["done"] + outcomes[f"{MAYBE_WRITTEN}."]
+        assert outcomes["done"] <= toggles <= outcomes["done"] + outcomes[f"{MAYBE_WRITTEN}."]
 
 
-def test_postgresql_ends_a_late_statement(database_url: str, tasks: str) -> None:
+def test_postgresql_cancels_a_late_statement(database_url: str, tasks: str) -> None:
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with (
         in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=0.2)) as url,

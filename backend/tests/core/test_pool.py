@@ -61,7 +61,7 @@ def test_requests_leave_the_session_unchanged(
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 201), ("PATCH", 200)])
-def test_a_session_left_in_a_transaction_is_replaced(
+def test_a_connection_left_in_a_transaction_is_replaced(
     client: httpx.Client, proxy: Proxy, database_url: str, tasks: str, method: str, status: int
 ) -> None:
     task = client.post(tasks, json={"title": "old"})
@@ -72,7 +72,7 @@ def test_a_session_left_in_a_transaction_is_replaced(
         "PATCH": (f"{task.headers['Location']}/complete", None),
     }[method]
     answer = client.request(method, path, json=body)
-    # Seen by another session, so that only what was committed counts.
+    # Read by another session, which sees only committed changes.
     sql = "SELECT count(*) FILTER (WHERE title = 'new' OR completed) FROM tasks WHERE user_id = %s"
     [(written,)] = execute(database_url, sql, (task.json()["user_id"],))
     if answer.status_code == status:
@@ -89,7 +89,7 @@ def test_a_session_left_in_a_transaction_is_replaced(
 def test_only_idle_connections_expire(proxy: Proxy, tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elapsed = 0.0
     monotonic = time.monotonic
-    # asyncio's clock is this function too; uvloop has a clock of its own.
+    # asyncio's clock is the same function; uvloop has its own clock.
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + elapsed)
     with in_thread(settings(proxy.url), "asyncio") as url:
         for _ in range(10):

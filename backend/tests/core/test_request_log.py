@@ -1,4 +1,4 @@
-"""The log line of a request, the handlers that receive it, and responses that other code has created."""
+"""The log line of a request, the handlers that receive it, and responses of other ASGI applications."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def app(database_url: str) -> FastAPI:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What a handler of the user's own on the root logger receives."""
+    """The records that a custom handler on the root logger receives."""
     received: list[logging.LogRecord] = []
 
     class Handler(logging.Handler):
@@ -79,7 +79,9 @@ def test_responses_of_any_asgi_app_get_the_request_id(app: FastAPI) -> None:
             assert response.headers.get_list("X-Request-ID") == ["mine"]
 
 
-def test_an_error_after_the_start_of_a_response_cuts_it_off(app: FastAPI, records: list[logging.LogRecord]) -> None:
+def test_an_error_after_the_start_of_a_response_closes_the_connection(
+    app: FastAPI, records: list[logging.LogRecord]
+) -> None:
     async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
         await send({"type": "http.response.body", "body": b"ab", "more_body": True})

@@ -1,4 +1,4 @@
-"""The route supports what FastAPI declares or refuses it when it is declared; it never skips anything silently."""
+"""Each declaration that FastAPI allows is supported, or refused when the route is declared; none is ignored."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -164,7 +164,7 @@ async def returns_a_dict() -> dict[str, str]:
     return {}
 
 
-async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the missing annotation is what is tested
+async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the test needs the missing annotation
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,7 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
     assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
 
 
-def test_dependency_overrides_replace_the_session_in_every_form_that_fastapi_takes(
-    base_url: str, database_url: str, tasks: str
-) -> None:
+def test_dependency_overrides_of_every_kind_replace_the_session(base_url: str, database_url: str, tasks: str) -> None:
     app = create_app(settings(database_url))
     used: list[str] = []
 

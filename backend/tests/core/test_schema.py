@@ -1,4 +1,4 @@
-"""The schema: upgrades and downgrades beside other tables, and what the constraints reject."""
+"""The schema: upgrades and downgrades beside other tables, and the constraints."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ from backend.core import schema
 from backend.tests.database import execute
 from backend.tests.serving import ROOT, as_process
 
-# Roughly those of Better Auth's own migrations; "user" and "userId" are similar to ours.
+# Similar to the tables of Better Auth; "user" and "userId" resemble the service's own names.
 FOREIGN_TABLES = """
 CREATE TABLE "user" (id text PRIMARY KEY, email text NOT NULL UNIQUE);
 CREATE TABLE session (id text PRIMARY KEY, "userId" text NOT NULL REFERENCES "user" ON DELETE CASCADE);
@@ -34,8 +34,6 @@ CREATE TABLE jwks (id text PRIMARY KEY, "publicKey" text NOT NULL);
 CREATE SCHEMA other;
 CREATE TABLE other.tasks (id int);
 """
-# As in migrations/env.py, which cannot be imported.
-MIGRATION_LOCK = 7_236_451
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY 1"
 
 
@@ -50,7 +48,7 @@ def assert_models_and_migrations_agree(url: str) -> None:
     command.check(configuration(url))
 
 
-def test_migrations_go_up_down_and_up_beside_other_tables(empty_database_url: str) -> None:
+def test_migrations_can_be_downgraded_and_repeated_beside_other_tables(empty_database_url: str) -> None:
     execute(empty_database_url, FOREIGN_TABLES)
     foreign = execute(empty_database_url, TABLES)
     config = configuration(empty_database_url)
@@ -116,7 +114,7 @@ def test_a_migration_has_a_lock_timeout(empty_database_url: str) -> None:
 
 @pytest.fixture
 def pooled_url(empty_database_url: str) -> Iterator[str]:
-    """A URL like Neon's pooled ones, whose host exists only without `-pooler`."""
+    """A URL like those of Neon's pooler; the host exists only without `-pooler`."""
     parts = urlsplit(empty_database_url)
     [socket] = parse_qs(parts.query).get("host", [""])
     if not socket.startswith("/"):
@@ -134,7 +132,7 @@ def test_migrations_use_the_direct_host(pooled_url: str, empty_database_url: str
     assert_models_and_migrations_agree(empty_database_url)
 
 
-def test_a_schema_at_head_is_not_locked(empty_database_url: str) -> None:
+def test_upgrading_a_current_schema_takes_no_lock(empty_database_url: str) -> None:
     schema.upgrade(empty_database_url)
     holder = psycopg2.connect(empty_database_url)
     with holder.cursor() as cursor:
@@ -196,11 +194,11 @@ def test_constraints_and_indexes_follow_the_naming_convention(database_url: str)
     ]
 
 
-def test_the_head_is_that_of_alembic() -> None:
+def test_head_equals_the_head_of_alembic() -> None:
     assert ScriptDirectory(str(schema.MIGRATIONS)).get_heads() == [schema.HEAD]
 
 
-def test_revisions_of_one_day_follow_each_other(empty_database_url: str, tmp_path: Path) -> None:
+def test_revisions_of_one_day_are_numbered_in_order(empty_database_url: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "backend", tmp_path / "backend", ignore=shutil.ignore_patterns("tests", "benchmarks"))
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     env = {"DATABASE_URL": empty_database_url}

@@ -1,4 +1,4 @@
-"""Connections that became silent, because a load balancer or a firewall forgot them, while new ones work."""
+"""Connections that a load balancer or a firewall has dropped silently, while new ones work."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
-from backend.tests.concurrency import Call, at_once, concurrent_client, until
+from backend.tests.concurrency import Call, concurrent_client, send_concurrently, until
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, Silence, proxied
 from backend.tests.serving import Loop, in_thread, settings
@@ -32,9 +32,9 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 def open_connections(proxy: Proxy, base_url: str, count: int) -> None:
-    """Let the service open `count` connections, which are idle afterwards."""
+    """Let the service open `count` connections and leave them idle."""
     proxy.delay = 0.1
-    at_once(base_url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(count)])
+    send_concurrently(base_url, [Call("GET", f"/api/{uuid4()}/tasks") for _ in range(count)])
     proxy.delay = 0
     assert len(proxy.connections) == count
 
@@ -44,7 +44,7 @@ def open_connections(proxy: Proxy, base_url: str, count: int) -> None:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_silent_connections_are_replaced(proxy: Proxy, silence: Silence, clients: int, loop: Loop) -> None:
     async def get_until_served(client: httpx.AsyncClient) -> tuple[float, float]:
-        """The seconds until the first success, and those of the longest request."""
+        """The seconds until the first success, and the duration of the longest request."""
         path = f"/api/{uuid4()}/tasks"
         started, longest = time.monotonic(), 0.0
         while True:
@@ -58,18 +58,18 @@ def test_silent_connections_are_replaced(proxy: Proxy, silence: Silence, clients
             assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
             assert now - started < 3 * LIMIT, "not served again"
 
-    async def get_at_once() -> list[tuple[float, float]]:
+    async def get_concurrently() -> list[tuple[float, float]]:
         async with concurrent_client(url) as client:
             return await asyncio.gather(*(get_until_served(client) for _ in range(clients)))
 
     with in_thread(settings(proxy.url, db_pool_size=4, db_pool_timeout=TIMEOUT), loop) as url:
         open_connections(proxy, url, 4)
         silent = proxy.silence(silence)
-        seconds = asyncio.run(get_at_once())
+        seconds = asyncio.run(get_concurrently())
         assert max(recovery for recovery, _ in seconds) < LIMIT
         assert max(longest for _, longest in seconds) < LIMIT
         if silence == "swallow":
-            # Those that were not used may be kept until their next use.
+            # Unused connections may be kept until their next use.
             until(lambda: len(silent - proxy.connections) >= 1)
 
 
@@ -83,9 +83,9 @@ def test_writes_on_silent_connections_are_reported_truthfully(proxy: Proxy, task
         open_connections(proxy, url, 2)
         proxy.silence(silence)
         calls = [Call("PATCH", f"{location}/complete"), *[Call("POST", tasks, {"title": "new"})] * 7]
-        answers = at_once(url, calls)
+        answers = send_concurrently(url, calls)
         until(lambda: client.get("/health").status_code == 200, LIMIT)
-        flip, *creations = answers
+        toggle, *creations = answers
         outcomes = {NOT_WRITTEN: (0, 0), MAYBE_WRITTEN: (0, 1)}
 
         def bounds(answer: httpx.Response) -> tuple[int, int]:
@@ -94,13 +94,13 @@ def test_writes_on_silent_connections_are_reported_truthfully(proxy: Proxy, task
             assert_error(answer, 503)
             return outcomes[answer.json()["detail"].split("; ")[1].removesuffix(".")]
 
-        low, high = bounds(flip)
+        low, high = bounds(toggle)
         assert low <= client.get(location).json()["completed"] <= high
         created = sum(task["title"] == "new" for task in client.get(tasks).json())
         assert sum(bounds(it)[0] for it in creations) <= created <= sum(bounds(it)[1] for it in creations)
 
 
-def test_a_connection_that_stays_silent_gives_up_its_slot(proxy: Proxy, tasks: str) -> None:
+def test_a_silent_connection_releases_its_slot(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=1, db_pool_timeout=TIMEOUT)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -111,7 +111,7 @@ def test_a_connection_that_stays_silent_gives_up_its_slot(proxy: Proxy, tasks: s
             started = time.monotonic()
             assert_error(client.get(tasks), 503)
             assert time.monotonic() - started < LIMIT
-        # The messages held back are lost too.
+        # The delayed messages are lost too.
         proxy.silence("swallow")
         proxy.thaw()
         until(lambda: client.get(tasks).status_code == 200, LIMIT)

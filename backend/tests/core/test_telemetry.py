@@ -31,7 +31,7 @@ class Collector:
     spans: "Queue[list[Span]]" = field(default_factory=Queue)
 
     def wait_for(self, name: str) -> dict[bytes, Span]:
-        """All spans that came with the one called `name` or before it, by id."""
+        """All spans received up to the one called `name`, by id."""
         arrived: dict[bytes, Span] = {}
         while all(span.name != name for span in arrived.values()):
             arrived |= {span.span_id: span for span in self.spans.get(timeout=30)}
@@ -55,7 +55,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # so it is called in the base class
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         collector.url = f"http://127.0.0.1:{server.server_port}"
@@ -101,7 +101,7 @@ def test_nothing_is_exported_unless_telemetry_is_enabled(database_url: str, task
         off = {"DATABASE_URL": database_url, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
         with as_process(tmp_path, env=off) as service:
             assert httpx.get(f"{service.base_url}{tasks}").status_code == 200
-            # Exporters send what they have before the end.
+            # Exporters send pending data before the exit.
             service.stop(SIGTERM)
         assert collector.paths == []
 
@@ -133,7 +133,7 @@ with in_thread(create_app(Settings())) as url:
     ],
     ids=["name", "endpoint", "switch"],
 )
-def test_requests_are_not_traced_without_a_switch_and_an_endpoint(
+def test_requests_are_traced_only_with_the_switch_and_an_endpoint(
     database_url: str, tmp_path: Path, env: dict[str, str]
 ) -> None:
     ended = run(

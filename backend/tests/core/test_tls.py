@@ -1,4 +1,4 @@
-"""A database as Neon has it: TLS only, SCRAM with channel binding, and a password that no log tells."""
+"""A database like Neon's: TLS only, SCRAM with channel binding, and a password that is not logged."""
 
 import os
 import pwd
@@ -26,13 +26,13 @@ from backend.tests.serving import as_process, free_port, in_thread, settings
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="needs a PostgreSQL with TLS, in /usr/lib/postgresql")
 
-# With characters that mean something in a URL.
+# With characters that are special in a URL.
 PASSWORD = "s3cret/p@ss:w%rd?#"
 NEON = {"sslmode": "require", "channel_binding": "require"}
 
 
 class Server:
-    """A PostgreSQL that lets in nobody but `owner`, with the password and over TLS."""
+    """A PostgreSQL that accepts only `owner`, with the password and over TLS."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,11 +50,11 @@ class Server:
         self._run("pg_ctl", f"--log={folder}/log", f"--options={options}", "--wait", "start")
 
     def url(self, *, host: str = "localhost", password: str = PASSWORD, **parameters: str) -> str:
-        """The database's URL, with these parameters for libpq."""
+        """The database's URL with these libpq parameters."""
         return f"postgresql://owner:{quote(password, safe='')}@{host}:{self._port}/postgres?{urlencode(parameters)}"
 
     def stop(self) -> None:
-        """Stop it at once."""
+        """Stop the server immediately."""
         self._run("pg_ctl", "--mode=immediate", "stop")
 
     def _write(self, name: str, content: bytes) -> None:
@@ -102,7 +102,7 @@ def _self_signed(host: str) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    # Not pytest's folder, which PostgreSQL's user may not pass through.
+    # Not in pytest's folder, which PostgreSQL's user cannot access.
     folder = Path(tempfile.mkdtemp())
     try:
         started = Server(folder)
@@ -112,7 +112,7 @@ def server() -> Iterator[Server]:
         shutil.rmtree(folder)
 
 
-def test_a_url_as_neon_shows_it_works_and_the_password_is_in_no_log(server: Server, tmp_path: Path) -> None:
+def test_a_neon_url_works_and_the_log_contains_no_password(server: Server, tmp_path: Path) -> None:
     env = {"DATABASE_URL": server.url(**NEON), "LOG_LEVEL": "debug"}
     with as_process(tmp_path, env=env) as service, httpx.Client(base_url=service.base_url, timeout=30) as client:
         tasks = f"/api/{uuid4()}/tasks"
@@ -123,37 +123,37 @@ def test_a_url_as_neon_shows_it_works_and_the_password_is_in_no_log(server: Serv
         assert client.get(tasks).json() == [client.get(task).json()]
         assert client.delete(task).status_code == 204
         assert client.get("/health").status_code == 200
-    _tells_no_password(service.log)
+    _assert_no_password(service.log)
 
 
-def test_a_wrong_password_is_a_503_that_does_not_tell_it(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_password_is_a_503_that_does_not_contain_it(server: Server, tmp_path: Path) -> None:
     env = {"DATABASE_URL": server.url(password=PASSWORD + "!", **NEON), "LOG_LEVEL": "debug"}
     with as_process(tmp_path, env=env) as service:
         response = httpx.get(f"{service.base_url}/api/{uuid4()}/tasks", timeout=30)
         assert_error(response, 503)
-    _tells_no_password(response.text)
+    _assert_no_password(response.text)
     assert "password authentication failed" in service.log
-    _tells_no_password(service.log)
+    _assert_no_password(service.log)
 
 
-def _tells_no_password(text: str) -> None:
+def _assert_no_password(text: str) -> None:
     assert PASSWORD not in text
     assert quote(PASSWORD, safe="") not in text
     assert "s3cret" not in text
 
 
-def test_a_certificate_is_verified_where_the_url_asks_for_it(server: Server, tmp_path: Path) -> None:
+def test_a_certificate_is_verified_if_the_url_requires_it(server: Server, tmp_path: Path) -> None:
     other = tmp_path / "other.crt"
     other.write_bytes(_self_signed("localhost")[0])
-    ours = tmp_path / "ours.crt"
-    shutil.copy(server.folder / "data" / "server.crt", ours)
-    right = server.url(sslmode="verify-full", sslrootcert=str(ours))
+    certificate = tmp_path / "server.crt"
+    shutil.copy(server.folder / "data" / "server.crt", certificate)
+    right = server.url(sslmode="verify-full", sslrootcert=str(certificate))
     schema.upgrade(right)
     for url, status in (
         (right, 200),
         (server.url(sslmode="verify-full", sslrootcert=str(other)), 503),
-        (server.url(host="127.0.0.1", sslmode="verify-full", sslrootcert=str(ours)), 503),
-        (server.url(host="127.0.0.1", sslmode="verify-ca", sslrootcert=str(ours)), 200),
+        (server.url(host="127.0.0.1", sslmode="verify-full", sslrootcert=str(certificate)), 503),
+        (server.url(host="127.0.0.1", sslmode="verify-ca", sslrootcert=str(certificate)), 200),
         (server.url(sslmode="disable"), 503),
         (server.url(sslmode="disable", channel_binding="require"), 503),
     ):

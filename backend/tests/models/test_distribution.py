@@ -1,7 +1,7 @@
-"""What lets a distributed PostgreSQL (Citus) hold the tables: each key and each statement names the user, and values
-that are computed from columns are computed with IMMUTABLE functions.
+"""The requirements of a distributed PostgreSQL (Citus): each key and each statement contains the user, and only
+IMMUTABLE functions compute values from columns.
 
-The statements are those on the wire. PostgreSQL parses them, and the checks read its parse trees.
+The statements are recorded on the wire. PostgreSQL parses them, and the checks read its parse trees.
 """
 
 import re
@@ -33,7 +33,7 @@ MORE = [
     Variant("delete, If-Match of another", "DELETE", ONE, 412, {"If-Match": '"0"'}),
 ]
 TOKEN = re.compile(r'[{}()]|"(?:[^"\\]|\\.)*"|[^\s{}()]+')
-# What an expression may consist of. Others, such as conversions by input and output functions, call functions too.
+# The allowed parts of expressions. Others, such as conversions by input and output functions, call functions too.
 KNOWN = {"TARGETENTRY", "VAR", "CONST", "FUNCEXPR", "OPEXPR", "BOOLEXPR", "MINMAXEXPR", "COALESCEEXPR", "RELABELTYPE"}
 
 
@@ -84,7 +84,7 @@ def walk(part: object) -> Iterator[Node]:
 
 @dataclass
 class Catalog:
-    """What the trees refer to by number."""
+    """The functions and operators that trees refer to by number."""
 
     tasks: str
     user_id: str
@@ -126,7 +126,7 @@ def catalog(database_url: str) -> Catalog:
 
 @pytest.fixture(scope="module")
 def statements(database_url: str) -> dict[str, str]:
-    """A statement of every form that the task routes send, by its text without values."""
+    """One statement of every form that the task routes send, by its text without values."""
     with proxied(database_url) as proxy, in_thread(settings(proxy.url)) as url, httpx.Client(base_url=url) as client:
         with proxy.recording() as sent:
             for variant in VARIANTS + MORE:
@@ -168,13 +168,13 @@ def test_every_unique_key_contains_the_user(database_url: str) -> None:
         assert {"tasks": "user_id", "users": "id"}[table] in columns
 
 
-def test_the_statements_are_all_there_are(statements: dict[str, str]) -> None:
+def test_every_form_of_statement_is_checked(statements: dict[str, str]) -> None:
     forms = set(statements)
     updates = {sql for sql in forms if sql.startswith("UPDATE")}
     assert len({sql for sql in forms if sql.startswith("WITH")}) == 1
     assert len({sql for sql in forms if sql.startswith("DELETE")}) == 2
     assert set(CHANGES) == set(TaskUpdate.model_fields)
-    # Every choice of fields and the flip, each with and without If-Match.
+    # Every choice of fields and the toggle, each with and without If-Match.
     assert len(updates) == 2 * (len(NAMED) + 1)
     # Every choice of filters, and the single task.
     assert len(forms - updates) == 1 + 2 + 2**4 + 1

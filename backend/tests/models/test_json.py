@@ -1,4 +1,4 @@
-"""The JSON of tasks is, byte for byte, what the response model would write."""
+"""The JSON of tasks equals the output of the response model, byte for byte."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -24,30 +24,30 @@ TEXTS = [
 ]
 
 
-def assert_as_the_model_writes_it(written: bytes) -> None:
+def assert_equals_model_output(written: bytes) -> None:
     assert TaskRead.model_validate_json(written).model_dump_json().encode() == written
 
 
-def test_text_is_written_as_the_model_writes_it(client: httpx.Client, tasks: str) -> None:
+def test_text_is_serialized_like_the_model(client: httpx.Client, tasks: str) -> None:
     alone: list[bytes] = []
     for text in TEXTS:
         created = client.post(tasks, json={"title": f"x{text}x", "description": text, "completed": len(alone) % 2 == 0})
         assert created.json()["title"] == f"x{text}x"
         assert created.json()["description"] == text
-        assert_as_the_model_writes_it(created.content)
+        assert_equals_model_output(created.content)
         assert client.get(created.headers["Location"]).content == created.content
         alone.append(created.content)
     last = created.headers["Location"]
-    assert_as_the_model_writes_it(client.put(last, json={"description": None}).content)
+    assert_equals_model_output(client.put(last, json={"description": None}).content)
     alone[-1] = client.patch(f"{last}/complete").content
-    assert_as_the_model_writes_it(alone[-1])
+    assert_equals_model_output(alone[-1])
     assert client.get(tasks).content == b"[" + b",".join(reversed(alone)) + b"]"
 
 
 @pytest.mark.parametrize(
     "moment", ["2026-01-08T20:45:00.000000Z", "2026-03-29T01:30:00.000001Z", "1999-12-31T23:59:59.999990Z"]
 )
-def test_times_are_written_with_six_digits_in_utc(
+def test_times_are_serialized_with_six_digits_in_utc(
     client: httpx.Client, tasks: str, user: str, database_url: str, moment: str
 ) -> None:
     created = client.post(tasks, json={"title": "Buy milk"})
@@ -56,12 +56,12 @@ def test_times_are_written_with_six_digits_in_utc(
     )
     found = client.get(created.headers["Location"])
     assert (found.json()["created_at"], found.json()["updated_at"]) == (moment, moment)
-    assert_as_the_model_writes_it(found.content)
+    assert_equals_model_output(found.content)
     assert client.get(tasks).content == b"[" + found.content + b"]"
 
 
 @pytest.fixture
-def oddly_set(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Client]:
+def unusual_settings_client(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Client]:
     """A client of a service on a database whose settings change how values are read and written."""
     odd = {
         "TimeZone": "Asia/Kathmandu",
@@ -69,7 +69,7 @@ def oddly_set(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Clie
         "IntervalStyle": "sql_standard",
         "bytea_output": "escape",
     }
-    # Before anybody, a pooler for one, has a session there.
+    # Before any session exists, for example that of a pooler.
     name = urlsplit(empty_database_url).path.strip("/")
     for setting, value in odd.items():
         execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
@@ -79,17 +79,19 @@ def oddly_set(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Clie
         yield client
 
 
-def test_the_settings_of_the_database_change_nothing(oddly_set: httpx.Client, empty_database_url: str) -> None:
+def test_database_settings_do_not_change_the_json(
+    unusual_settings_client: httpx.Client, empty_database_url: str
+) -> None:
     path = f"/api/{uuid4()}/tasks"
-    made = [oddly_set.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
-    for response, text in zip(made, TEXTS, strict=True):
+    created = [unusual_settings_client.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
+    for response, text in zip(created, TEXTS, strict=True):
         assert response.json()["description"] == text
-        assert_as_the_model_writes_it(response.content)
+        assert_equals_model_output(response.content)
         moment = datetime.fromisoformat(response.json()["created_at"])
         sql = "SELECT created_at = %s FROM tasks WHERE id = %s"
         assert execute(empty_database_url, sql, (moment, response.json()["id"])) == [(True,)]
-    page, walked = oddly_set.get(path, params={"limit": 2}), b""
+    page, walked = unusual_settings_client.get(path, params={"limit": 2}), b""
     while "next" in page.links:
         walked += page.content[1:-1] + b","
-        page = oddly_set.get(page.links["next"]["url"])
-    assert walked + page.content[1:-1] == b",".join(response.content for response in reversed(made))
+        page = unusual_settings_client.get(page.links["next"]["url"])
+    assert walked + page.content[1:-1] == b",".join(response.content for response in reversed(created))

@@ -28,7 +28,7 @@ ABORTED = "Failed to load resource: net::ERR_FAILED"
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """The app's source, with the packages installed."""
-    # pytest's own folder would keep the packages of three runs.
+    # pytest's folders would keep the packages of three runs.
     with TemporaryDirectory() as created:
         folder = Path(created)
         for name in TEMPLATE:

@@ -1,4 +1,4 @@
-"""Compiles the client in the quickstart, and the walk that uses it, for a running service."""
+"""Compiles the client in the quickstart, and the script that uses it, for a running service."""
 
 import shutil
 import subprocess

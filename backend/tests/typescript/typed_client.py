@@ -18,12 +18,12 @@ console.log((await walk(baseUrl, user, fetchToken)).join("\\n"));
 
 def test_the_client_in_the_quickstart_compiles_and_uses_all_six_operations(database_url: str, tmp_path: Path) -> None:
     with (
-        frontend(tmp_path) as ours,
-        as_process(tmp_path, env={"DATABASE_URL": database_url, **ours.settings}) as service,
+        frontend(tmp_path) as served,
+        as_process(tmp_path, env={"DATABASE_URL": database_url, **served.settings}) as service,
     ):
         node = build(service.base_url, tmp_path)
         walked = subprocess.run(
-            [node, "--input-type=module", "--eval", MAIN, service.base_url, ours.user, ours.origin],
+            [node, "--input-type=module", "--eval", MAIN, service.base_url, served.user, served.origin],
             cwd=tmp_path,
             capture_output=True,
             text=True,
