@@ -25,7 +25,8 @@ class Pool:
         self._used_slots: dict[object, int] = {}
         self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
         # Last in, first out: under light load few connections stay warm and the others expire.
-        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._idle: list[Connection] = []
+        self._released = asyncio.Event()
         self._open = 0
         self._valid_since = 0.0
         self._closed = False
@@ -76,29 +77,31 @@ class Pool:
         Raises ConnectionLost if there is none, TimeoutError at the deadline.
         """
         while True:
-            try:
-                connection = self._idle.get_nowait()
-            except asyncio.QueueEmpty:
-                if self._closed:
-                    raise ConnectionLost("the pool is closed") from None
-                try:
-                    connection = Connection(await connect(self._hosts, deadline))
-                    self._open += 1
+            if self._idle:
+                connection = self._idle.pop()
+                if not connection.is_expired(self._valid_since):
                     return connection
-                except ConnectionLost:
-                    # The server may be out of connections while some of ours work.
-                    if not self._open:
-                        raise
-                    async with asyncio.timeout_at(deadline):
-                        connection = await self._idle.get()
-            if not connection.is_expired(self._valid_since):
+                connection.close()
+                self._open -= 1
+                continue
+            if self._closed:
+                raise ConnectionLost("the pool is closed")
+            try:
+                connection = Connection(await connect(self._hosts, deadline))
+                self._open += 1
                 return connection
-            connection.close()
-            self._open -= 1
+            except ConnectionLost:
+                # The server may be out of connections while some of ours work.
+                if not self._open:
+                    raise
+            self._released.clear()
+            async with asyncio.timeout_at(deadline):
+                await self._released.wait()
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that `acquire` returned."""
-        self._idle.put_nowait(connection)
+        self._idle.append(connection)
+        self._released.set()
         if self._closed:
             self.close()
 
@@ -109,8 +112,8 @@ class Pool:
     def close(self) -> None:
         """Close the idle connections now and the others when they are released; none is opened any more."""
         self._closed = True
-        while not self._idle.empty():
-            self._idle.get_nowait().close()
+        while self._idle:
+            self._idle.pop().close()
 
 
 def _expire(waiter: "asyncio.Future[None]") -> None:

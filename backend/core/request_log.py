@@ -12,6 +12,7 @@ from collections import deque
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.core.config import Settings
@@ -42,7 +43,11 @@ class LogFormatter(logging.Formatter):
         line = {"time": time, "level": level, "message": message, "request_id": request_id, "logger": record.name}
         if exception:
             line["exception"] = exception
-        return json.dumps({**line, **getattr(record, "fields", {})})
+        line |= getattr(record, "fields", {})
+        try:
+            return to_json(line).decode()
+        except ValueError:
+            return json.dumps(line, separators=(",", ":"))  # three times as slow, but it can write lone surrogates
 
 
 class LogHandler(logging.Handler):

@@ -54,7 +54,7 @@ def test_a_line_that_cannot_be_formatted_does_not_fail_its_caller(capfd: pytest.
     logger.warning("the next line")
     handler.flush()
     printed = capfd.readouterr().err
-    assert '"message": "the next line"' in printed
+    assert '"message":"the next line"' in printed
     assert "not a number" in printed
 
 
