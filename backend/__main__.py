@@ -25,7 +25,7 @@ def main() -> None:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
-        fail_startup(f"HOST and PORT: nothing can listen on {settings.host}:{settings.port}, {error}")
+        fail_startup(f"HOST and PORT: cannot listen on {settings.host}:{settings.port}: {error}")
     configure_logging(settings)
     # Record signals instead of dying from them: one during start-up would orphan PostgreSQL, and uvicorn re-raises the
     # signal it stopped on before the embedded server is shut down.
@@ -36,17 +36,17 @@ def main() -> None:
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         schema.upgrade_at_start(database_url)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        where = f"http://{host}:{settings.port}"
-        database = "yours, from DATABASE_URL" if url else f"embedded PostgreSQL, data in {embedded.DATA}/"
+        base_url = f"http://{host}:{settings.port}"
+        database = "from DATABASE_URL" if url else f"embedded PostgreSQL, data in {embedded.DATA}/"
         token = ' -H "Authorization: Bearer $TOKEN"' if settings.auth_jwks_url else ""
-        example = f"curl -i {where}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
+        example = f"curl -i {base_url}/api/{uuid4()}/tasks{token} -H 'Content-Type: application/json'"
         body = """-d '{"title": "Buy milk"}'"""
         with suppress(OSError):
-            # Unbuffered: text that cannot be written would fail the exit too.
+            # Unbuffered: Python would write the buffered text again at exit, and fail again.
             os.write(
-                1, f"\n  Docs      {where}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
+                1, f"\n  Docs      {base_url}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
             )
-        # A request may wait 10 s for its body, 5 s for the issuer's keys, and twice for a connection and a statement.
+        # A request waits at most 10 s for its body, 5 s for the issuer's keys, and twice for a connection and a result.
         grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 2
         config = uvicorn.Config(
             "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"

@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service with `settings`, by default those of the environment. Nothing is opened before it starts to serve."""
+    """The service with `settings`, by default those of the environment. It opens no connection before its lifespan."""
     settings = settings or load_settings()
     if settings.database_url is None:
+        # Only to end the process with one line if the wheel is not installed.
         embedded.binaries()
     http_protocol.install()
 
@@ -46,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Pool]]:
         if settings.auth_jwks_url is None:
-            logger.warning("AUTHENTICATION IS OFF: any client can read and change every task (AUTH_JWKS_URL)")
+            logger.warning("AUTHENTICATION IS OFF: any client can read and change every task (AUTH_JWKS_URL is unset)")
         with ExitStack() as stack:
             if settings.database_url is None:
                 url = stack.enter_context(embedded.postgres())
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1.0.0",
         description=docs.DESCRIPTION,
         openapi_tags=docs.TAGS,
-        # By path: routes are declared in the order that finds them fastest.
+        # Sorted by path, because routes are declared in the order in which they are matched fastest.
         swagger_ui_parameters={"operationsSorter": "alpha"},
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,

@@ -17,12 +17,12 @@ Personal to-do lists: create, list, search, change, complete and delete the task
 
     curl $TASKS -H "Authorization: Bearer $TOKEN"
 
-**Paging.** The `Link` header contains the next page's URL, exactly when there is one.
+**Paging.** The `Link` header contains the URL of the `next` page, unless this is the last one.
 
     curl -i "$TASKS?status=pending&search=milk&limit=10"
 
-**Errors.** `detail` is one sentence to show to people; in a 503, it tells whether something may have been written.
-A 422 also lists each refused value in `errors`.
+**Errors.** `detail` is one sentence to show to people. In a 503, it tells whether something may have been written.
+A 422 also lists each invalid value in `errors`.
 
     curl $TASKS -H "Content-Type: application/json" -d '{"title": ""}'
 
@@ -30,7 +30,7 @@ A 422 also lists each refused value in `errors`.
 
     curl $TASKS -H "Idempotency-Key: 1" -H "Content-Type: application/json" -d '{"title": "Buy milk"}'
 
-**Safe edits.** Send the `ETag` you have seen as `If-Match`: if the task has changed since, the request fails with 412.
+**Safe edits.** Send the task's last `ETag` as `If-Match`: if the task has changed since, the request fails with 412.
 
     curl -X PUT $TASKS/$ID -H 'If-Match: "1"' -H "Content-Type: application/json" -d '{"title": "Buy oat milk"}'
 """

@@ -14,7 +14,10 @@ def tasks_path(request: Request, user_id: UUID) -> str:
 
 
 def links(request: Request, user_id: UUID, query: TaskQuery, next_cursor: str | None) -> str:
-    """The request's query for other pages: by offset if it has one, by cursor otherwise; empty if there are none."""
+    """The value of `Link`: the request's query for other pages, by offset if it has one, otherwise by cursor.
+
+    Empty for the last page by cursor.
+    """
     path = tasks_path(request, user_id)
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in ("offset", "cursor")]
     targets: list[tuple[str, str, str | int]] = []

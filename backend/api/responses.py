@@ -12,7 +12,7 @@ class ErrorResponse(SQLModel):
 
 
 class InvalidValue(SQLModel):
-    """A refused value: what kind of error, where, and why."""
+    """An invalid value: the kind of error, its location and the reason."""
 
     type: str
     loc: list[str | int]
@@ -20,14 +20,14 @@ class InvalidValue(SQLModel):
 
 
 class ValidationErrorResponse(SQLModel):
-    """Which values were refused: in one sentence for people, and one by one for programs."""
+    """Which values are invalid: in one sentence for people, and one by one for programs."""
 
     detail: str
     errors: list[InvalidValue]
 
 
 Responses = dict[int | str, dict[str, Any]]
-"""As FastAPI's `responses` takes them."""
+"""The type of FastAPI's `responses`, by status code."""
 
 
 def _header(description: str, schema: str = "string") -> dict[str, object]:
@@ -42,7 +42,7 @@ def _error(detail: str, **headers: dict[str, object]) -> dict[str, Any]:
 def _invalid(kind: str, place: str, name: str, message: str) -> dict[str, Any]:
     example = {"detail": f"{name}: {message}", "errors": [{"type": kind, "loc": [place, name], "msg": message}]}
     content = {"application/json": {"example": example}}
-    return {"model": ValidationErrorResponse, "description": "A value was refused.", "content": content}
+    return {"model": ValidationErrorResponse, "description": "A value is invalid.", "content": content}
 
 
 ETAG = {"ETag": _header("The task's version, for `If-Match` and `If-None-Match`.")}
@@ -54,7 +54,7 @@ PAGE = {
     "Link": _header("RFC 8288: the `next` page if there is one; with `offset` also `first` and `prev`."),
     "X-Total-Count": _header("Number of all matching tasks, if `total` is `true`.", "integer"),
 }
-RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", "integer")}
+RETRY_AFTER = {"Retry-After": _header("Seconds to wait before a retry.", "integer")}
 
 ALWAYS: Responses = {
     422: _invalid("uuid_parsing", "path", "user_id", "Input should be a valid UUID"),

@@ -30,14 +30,17 @@ UserId = Annotated[
     UUID,
     Path(
         description="The user whose tasks these are.",
-        # Not `examples`: Swagger UI fills in no more than this one.
+        # Not `examples`: Swagger UI fills in parameters from `example` only.
         json_schema_extra={"example": "3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"},
     ),
 ]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
 IfMatch = Annotated[Omittable[str], Header(alias="If-Match", description="The `ETag` last seen; 412 if changed since.")]
 IfNoneMatch = Annotated[Omittable[str], Header(alias="If-None-Match", description="304 if it is still the `ETag`.")]
-IdempotencyKey = Annotated[Omittable[Key], Header(alias="Idempotency-Key", description="Unique per task created.")]
+IdempotencyKey = Annotated[
+    Omittable[Key],
+    Header(alias="Idempotency-Key", description="Unique per creation; repeating it returns the original task."),
+]
 # `{}` toggles too: some clients always send an object.
 Toggle = Annotated[
     TaskToggle | None,
@@ -76,7 +79,7 @@ async def get_task(
 async def list_tasks(
     request: Request, session: SessionDep, user_id: UserId, query: Annotated[TaskQuery, Query()]
 ) -> Response:
-    """List the user's tasks, newest first, in pages: `Link` has the URL of the next one."""
+    """List the user's tasks, newest first, in pages: `Link` contains the URL of the next one."""
     if query.cursor is not None and "offset" in query.model_fields_set:
         raise invalid("query", "cursor", "Cursor should not be used together with offset")
     if query.completed is not None and "status" in query.model_fields_set:
@@ -131,7 +134,7 @@ async def toggle_task(
 
 @router.delete("/{task_id}", summary="Delete a task", status_code=204, responses=ONE_TASK | CONDITIONAL)
 async def delete_task(session: SessionDep, user_id: UserId, task_id: TaskId, if_match: IfMatch = None) -> Response:
-    """Delete a task for good."""
+    """Delete a task permanently."""
     versions = _if_match_versions(if_match)
     if not await tasks.delete(session, user_id, task_id, versions):
         raise await _not_found_or_precondition_failed(session, user_id, task_id, versions)

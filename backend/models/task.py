@@ -64,7 +64,7 @@ class TaskCreate(SQLModel):
 
     model_config = {"json_schema_extra": _examples(title="Buy milk", description="Two bottles", completed=False)}
 
-    # Default factories stay out of the OpenAPI document, where generated clients take a default for "always present".
+    # Default factories are not in the OpenAPI document: generated clients treat a field with a default as required.
     title: Title
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
@@ -82,7 +82,7 @@ class TaskUpdate(SQLModel):
 
 
 class TaskToggle(SQLModel):
-    """Request body for setting the completion instead of flipping it."""
+    """Request body for setting `completed` instead of toggling it."""
 
     model_config = {"json_schema_extra": _examples(completed=True)}
 
@@ -90,7 +90,7 @@ class TaskToggle(SQLModel):
 
 
 class NoFields(SQLModel):
-    """Request body for flipping the completion, as without a body."""
+    """Request body for toggling `completed`: an empty object, equivalent to no body."""
 
     model_config = {"extra": "forbid"}
 
@@ -120,10 +120,10 @@ class TaskRead(SQLModel):
 
 
 class TaskQuery(SQLModel):
-    """Which of a user's tasks, and which page of them."""
+    """The filters of a list and the page of it."""
 
     completed: Omittable[Flag] = Field(None, description="Only tasks that are, or are not, completed.")
-    # No defaults in the document: Swagger UI would send them, although neither goes together with another parameter.
+    # No defaults in the document: Swagger UI would send them, but `status` excludes `completed`, `offset` `cursor`.
     status: Literal["all", "pending", "completed"] = Field(
         default_factory=lambda: "all", description="The same filter as `completed`, in words; not together with it."
     )
@@ -132,12 +132,12 @@ class TaskQuery(SQLModel):
     )
     limit: Limit = Field(50, description="The maximum number of tasks.")
     offset: Offset = Field(default_factory=int, description="The number of tasks to skip; 0 if absent.")
-    cursor: Omittable[Cursor] = Field(None, description="From the `next` of a `Link`; not together with `offset`.")
+    cursor: Omittable[Cursor] = Field(None, description="From the `next` URL in `Link`; not together with `offset`.")
     total: Flag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
 
 
 class TaskRow(NamedTuple):
-    """A task as the API returns it, ready to be written as JSON, and what a statement returns beside it."""
+    """A task as the API returns it, its version, and whether an earlier request with the same key created it."""
 
     public_dict: dict[str, object]
     version: int
@@ -160,7 +160,7 @@ COLUMNS = [C[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
 UTC_ZONE: sa.ColumnElement[str] = sa.literal_column("'UTC'")
 STEP: sa.ColumnElement[timedelta] = sa.literal_column("interval '1 microsecond'")
 # Two writes within a microsecond, or a clock that is set back, still move `updated_at` forward. `timezone` and not
-# timestamptz arithmetic, because a distributed table takes only IMMUTABLE functions of a column here.
+# timestamptz arithmetic, because a distributed table allows only IMMUTABLE functions of a column here.
 WRITTEN = {
     "version": C.version + sa.literal_column("1"),
     "updated_at": sa.func.greatest(
@@ -197,7 +197,7 @@ def _get() -> Statement[TaskRow]:
 def _create() -> Statement[TaskRow]:
     owner = insert(User).values(id=_parameter("user_id")).on_conflict_do_nothing().cte("owner")
     task = insert(Task).values({name: _parameter(name) for name in ("id", "user_id", *TaskCreate.model_fields)})
-    # DO NOTHING would return no row to the loser of a race.
+    # DO NOTHING would return no row, and a SELECT beside it would not see a row inserted concurrently.
     task = task.on_conflict_do_update(
         constraint="pk_tasks", set_={"id": task.excluded.id}, where=C.user_id == task.excluded.user_id
     )
@@ -208,7 +208,7 @@ def _create() -> Statement[TaskRow]:
 
 @cache
 def _update(name: str, fields: tuple[str, ...], conditional: bool) -> Statement[TaskRow]:
-    """Set `fields` to the parameters of the same name, or flip the completion if there are none."""
+    """Set `fields` to the parameters of the same name, or toggle `completed` if there are none."""
     changes: dict[str, sa.ColumnElement[Any]] = {field: _parameter(field) for field in fields} or {
         "completed": sa.not_(C.completed)
     }
@@ -226,7 +226,7 @@ def _delete(conditional: bool) -> Statement[str]:
 
 @cache
 def _page(completed: bool, search: bool, cursor: bool, total: bool) -> Statement[tuple[Any, ...]]:
-    """The page of a list, by what is in the request; one row more than the page tells if there is a next one."""
+    """Select tasks, newest first, with the filters, the cursor and the total that the request asks for."""
     matching = [OWNED]
     if completed:
         matching.append(C.completed == _parameter("completed"))
@@ -248,7 +248,7 @@ def _page(completed: bool, search: bool, cursor: bool, total: bool) -> Statement
 
 
 async def create(session: Session, user_id: UUID, task: TaskCreate, key: str | None) -> TaskRow:
-    """Create a task and, before their first, its user; with a `key` used before, return the original task."""
+    """Create a task, and its user if it is their first; with a `key` used before, return the original task."""
     # The id is known before the statement is sent, so that a retry finds the task instead of creating another.
     task_id = uuid4() if key is None else uuid5(user_id, key)
     [row] = await session.exec(_create(), {**_ids(user_id, task_id), **task.model_dump()})
@@ -265,7 +265,7 @@ async def update(
 ) -> TaskRow | None:
     """Change the fields that were set in `change`; if there are none, write nothing.
 
-    None if this user has no such task, or if its version is not in `if_match`.
+    Returns None if this user has no such task, or if its version is not in `if_match`.
     """
     fields = change.model_dump(exclude_unset=True)
     if not fields:
@@ -278,19 +278,19 @@ async def update(
 async def toggle(
     session: Session, user_id: UUID, task_id: UUID, completed: bool | None, if_match: list[str] | None
 ) -> TaskRow | None:
-    """Set the completion, or flip it if `completed` is None; returns None as `update` does."""
+    """Set `completed`, or toggle it if the argument is None; returns None if `update` would."""
     statement = _update("toggle task", () if completed is None else ("completed",), if_match is not None)
     return _first(await session.exec(statement, {**_ids(user_id, task_id, if_match), "completed": completed}))
 
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
-    """Delete the task; False if `update` would return None."""
+    """Delete the task; returns False if `update` would return None."""
     return bool(await session.exec(_delete(if_match is not None), _ids(user_id, task_id, if_match)))
 
 
 async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
     """Return one page of the user's matching tasks, newest first."""
-    # One more than the page, to know whether there is a next one.
+    # One row more than the page, to know whether there is a next page.
     parameters: dict[str, Parameter] = {"user_id": str(user_id), "offset": query.offset, "limit": query.limit + 1}
     completed = query.completed if query.status == "all" else query.status == "completed"
     if completed is not None:
