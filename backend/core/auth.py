@@ -54,7 +54,7 @@ class JWKSCache:
             if now - self._last_fetch_at > REFRESH_SECONDS:
                 self._start_fetch()
         else:
-            # Refreshes of known keys do not count, so that a key published since then works at once.
+            # Fetches for known keys do not count, so that a key published after one of them works at once.
             if now - self._last_miss_at > (MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL):
                 self._last_miss_at = now
                 self._start_fetch()

@@ -46,7 +46,7 @@ def split_hosts(url: str) -> list[dict[str, str]]:
 
 
 def require_utf8(raw: connection) -> None:
-    """Raises psycopg2.OperationalError for a database that cannot store every title."""
+    """Raises psycopg2.OperationalError if the database's encoding is not UTF8: it could not store every title."""
     if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
         raise psycopg2.OperationalError(f"the database's encoding is {encoding}, it must be UTF8")
 
@@ -54,7 +54,7 @@ def require_utf8(raw: connection) -> None:
 async def connect(hosts: list[dict[str, str]], deadline: float) -> connection:
     """Connect to the first of `hosts` that accepts a connection before `deadline`, in the event loop's time.
 
-    A host that did is tried first the next time. Raises ConnectionLost or TimeoutError.
+    That host is tried first the next time. Raises ConnectionLost if all fail, TimeoutError at the deadline.
     """
     try:
         return await _first_success(_connect_to_host, hosts, deadline)
@@ -89,7 +89,7 @@ async def _connect_to_host(parameters: dict[str, str], deadline: float) -> conne
     host = parameters.get("host", "")
     if not host or host[0] in "/@" or parameters.get("hostaddr"):
         return await _connect(parameters, deadline)
-    # libpq's DNS lookup would block the event loop, and libpq never leaves an address that does not answer.
+    # libpq's DNS lookup would block the event loop, and libpq would wait forever for an address that does not answer.
     found = await asyncio.get_running_loop().getaddrinfo(
         host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )

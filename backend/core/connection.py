@@ -19,14 +19,14 @@ Parameter = str | int | bool | datetime | list[str] | None
 
 # Seconds. Neon closes connections idle for five minutes; replace ours first.
 MAX_IDLE = 240
-# Seconds between the end of a statement on the server, by statement_timeout, and giving up on its answer.
+# Seconds to wait for the answer after statement_timeout has ended a statement on the server.
 ANSWER_GRACE = 0.5
-# Bytes of a statement that certainly fit into the buffer of an idle socket.
+# Bytes of a statement that always fit into the send buffer of an idle socket.
 MAX_BUFFERED = 4096
 
 
 class Connection:
-    """An open connection; `raw` is what `connect` returns."""
+    """An open connection; `raw` is a result of `backend.core.connect.connect`."""
 
     def __init__(self, raw: connection) -> None:
         self.closed = False
@@ -51,8 +51,8 @@ class Connection:
     async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
 
-        Raises the psycopg2.Error of an error that the server reports. Raises ConnectionLost if the connection breaks
-        before the answer and TimeoutError if the answer is later than the deadline and ANSWER_GRACE: both close it.
+        Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
+        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
         """
         self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_at(deadline + ANSWER_GRACE, self._on_timeout)
@@ -106,7 +106,7 @@ class Connection:
             self._advance(self._waiter)
 
     def _advance(self, waiter: "asyncio.Future[None]") -> None:
-        # Not in the waiting task: the asyncio loop would report the same bytes as readable once more.
+        # Read here: the waiting task runs later, and asyncio would report the same bytes as readable again.
         try:
             state = self._raw.poll()
         except psycopg2.Error as error:

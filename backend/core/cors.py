@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 
 class CORSMiddleware(cors.CORSMiddleware):
-    """Starlette's, with a shorter path for requests without an Origin, which otherwise takes a sixth of a request."""
+    """Skips Starlette's CORS work, a sixth of a request's time, when there is no Origin."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or any(name == b"origin" for name, _ in scope["headers"]):
@@ -23,7 +23,7 @@ class CORSMiddleware(cors.CORSMiddleware):
         await self.app(scope, receive, send_with_vary)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Starlette's response; a refusal in JSON, as all errors are."""
+        """Starlette's response, but with errors as JSON."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

@@ -1,4 +1,4 @@
-"""The session: what a request runs a model's statements with."""
+"""The session, which runs statements for a request, and the statements' type."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ tracer = trace.get_tracer(__name__)
 
 DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
 
-# Seconds. A client rarely leaves within this time, and asking has a cost too.
+# Seconds. After a longer wait for a slot, check whether the client has disconnected; the check has a cost.
 SHORT_WAIT = 0.01
 
 Row = TypeVar("Row")
@@ -34,7 +34,7 @@ Retry = Literal["read_only", "idempotent", "never"]
 class Statement(Generic[Row]):
     """A SQLAlchemy expression, compiled once; every value in it is a named `bindparam`.
 
-    `name` is for logs and traces. `row` turns a row's columns and the parameters into what `exec` returns.
+    `name` is for logs and traces. `row` turns a row's columns and the parameters into an item of `exec`'s result.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Session:
                     if statement.retry != "read_only":
                         outcome = MAYBE_WRITTEN
                     if isinstance(error, TimeoutError):
-                        # The server should have ended the statement: other connections may be silent, too.
+                        # The server should have ended the statement: it may not answer on other connections either.
                         pool.expire_connections()
                         raise
                     if not may_retry or statement.retry == "never":

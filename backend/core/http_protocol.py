@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol on httptools, with the limits and the parsing of `Upgrade` that it lacks.
+"""uvicorn's HTTP protocol on httptools, with limits, and with requests that offer `Upgrade` served over HTTP/1.1.
 
 uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
 the headers, refuses a request before it has answered the earlier ones of the connection, and limits neither a request's
@@ -22,8 +22,8 @@ DRAIN_SECONDS = 0.2
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Ignores `Upgrade`. Refuses in plain text: a bad, late or too large head with 400, 408 or 431; with 503, a
-    connection when file descriptors run out.
+    """Ignores `Upgrade`. Answers in plain text and closes the connection: 400, 408 or 431 if a request's head is
+    malformed, late or too large; 503 if file descriptors run out.
     """
 
     _head_bytes = 0
@@ -34,7 +34,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
         client, descriptors = transport.get_extra_info("socket"), getrlimit(RLIMIT_NOFILE)[0]
-        with suppress(AttributeError, OSError):  # macOS and UNIX sockets do not have it
+        with suppress(AttributeError, OSError):  # macOS and UNIX sockets lack the option
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
         if client.fileno() >= descriptors - min(64, descriptors // 4):
             self.logger.error("%d file descriptors are in use, a connection is refused", client.fileno())
@@ -67,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         size = self._head_bytes
-        if size > MAX_HEAD_BYTES:  # what was received with the head counts too
+        if size > MAX_HEAD_BYTES:  # includes bytes received after the head
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError
@@ -76,7 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError
         self._unset_keepalive_if_required()
         super().on_headers_complete()
-        self.headers = []  # for trailers
+        self.headers = []  # uvicorn appends trailers to this list: keep them out of the request's headers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self.flow.write_paused:
@@ -100,7 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._draining = True
         idle = self.cycle is None or self.cycle.response_complete
-        self.loop.call_later(DRAIN_SECONDS if idle else 0, super().shutdown)  # a request may be on its way
+        self.loop.call_later(DRAIN_SECONDS if idle else 0, super().shutdown)  # a request may be in transit
 
     def _refuse(self, status: int) -> None:
         cycle = self.cycle

@@ -1,4 +1,4 @@
-"""Equivalent requests in one form, so that each route is declared once."""
+"""Brings equivalent requests into one form, so that each route is declared once."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

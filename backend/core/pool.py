@@ -1,4 +1,4 @@
-"""The connections of a process, and which request may use one."""
+"""The pool: a process's connections, and the slots that requests wait for."""
 
 import asyncio
 from collections import deque
@@ -8,11 +8,11 @@ from backend.core.connection import Connection
 
 
 class Pool:
-    """At most `size` connections to the database at `url`, used by one request each.
+    """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Users that wait for a connection take turns, and one user gets at most half of the connections, so that slow or
-    blocked statements leave room for others. `timeout` in seconds bounds the wait and, separately, the use. `traced`
-    asks sessions for a span per statement.
+    Waiting users are served in rotation, and one user gets at most half of the connections, so that slow or blocked
+    statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If
+    `traced`, sessions create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
@@ -32,7 +32,7 @@ class Pool:
         self._closed = False
 
     def try_acquire_slot(self, user: object) -> bool:
-        """Take a connection slot for `user` if one is free now."""
+        """Take a connection slot for `user`; returns False if none is free or the user has the maximum."""
         used = self._used_slots.get(user, 0)
         if not self._free_slots or used >= self._slots_per_user:
             return False
@@ -41,7 +41,7 @@ class Pool:
         return True
 
     async def acquire_slot(self, user: object) -> None:
-        """Wait for a connection slot; raises TimeoutError."""
+        """Wait for a connection slot; raises TimeoutError after `timeout` seconds."""
         waiter = self._loop.create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
         timer = self._loop.call_later(self.timeout, _expire, waiter)
@@ -55,7 +55,7 @@ class Pool:
             timer.cancel()
 
     def release_slot(self, user: object) -> None:
-        """Give the slot to the first request of the first waiting user who may use one more."""
+        """Return a slot, and pass it on to the first waiting user who has fewer than the maximum."""
         self._free_slots += 1
         self._used_slots[user] -= 1
         if not self._used_slots[user]:
@@ -67,14 +67,14 @@ class Pool:
                 del self._waiters[next_user]
             elif self.try_acquire_slot(next_user):
                 waiters.popleft().set_result(None)
-                # To the end of the line.
+                # Last in the rotation.
                 self._waiters[next_user] = self._waiters.pop(next_user)
                 return
 
     async def acquire(self, deadline: float) -> Connection:
         """Return an idle connection, otherwise a new one, otherwise the next one released.
 
-        Raises ConnectionLost if there is none, TimeoutError at the deadline.
+        Raises ConnectionLost if none is open and none can be opened, TimeoutError at the deadline.
         """
         while True:
             if self._idle:
@@ -91,7 +91,7 @@ class Pool:
                 self._open += 1
                 return connection
             except ConnectionLost:
-                # The server may be out of connections while some of ours work.
+                # The server may have no free connection for us: wait for one that another request uses.
                 if not self._open:
                     raise
             self._released.clear()
@@ -110,7 +110,7 @@ class Pool:
         self._valid_since = self._loop.time()
 
     def close(self) -> None:
-        """Close the idle connections now and the others when they are released; none is opened any more."""
+        """Close the idle connections now and the others when they are released; open no new ones."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()

@@ -59,7 +59,7 @@ class LogHandler(logging.Handler):
         self._dropped = 0
         self._wake, self._hurry = threading.Event(), threading.Event()
         self._writing = self._blocked = False
-        # sys.__stderr__ is None if the process was started without: another file may have its descriptor.
+        # sys.__stderr__ is None if standard error was closed at the start: another file may have its descriptor.
         self._file = sys.__stderr__.fileno() if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
         threading.Thread(target=self._write, daemon=True).start()
 
@@ -100,7 +100,7 @@ class LogHandler(logging.Handler):
             if self._dropped and not data:
                 logger.warning("%d log lines were dropped: standard error was full or closed", self._dropped)
                 self._dropped = 0
-            # Many lines per wake-up: the thread takes time from the event loop.
+            # Write many lines per wake-up, because each one takes time from the event loop.
             self._hurry.wait(WRITE_INTERVAL)
             self._hurry.clear()
 
@@ -127,7 +127,7 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # A new list: a Response that is used again would collect ids in its own.
+                # A new list: a Response that is sent twice would collect ids in its own.
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)
 
@@ -139,7 +139,7 @@ class RequestLogMiddleware:
                 took = round((time.perf_counter() - started) * 1000, 1)
                 client = (scope.get("client") or "-")[0]
                 fields = {"method": method, "route": route, "status": status, "milliseconds": took, "client": client}
-                # logger.info() would look up its caller, which takes as long as the rest of it.
+                # logger.info() would also look up its caller, which doubles its time.
                 text = f"{method} {route} {status} {took} ms {client}"
                 logger.handle(
                     logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None, None, {"fields": fields})
@@ -158,7 +158,7 @@ def _without_traceback(send: Send) -> Send:
 
 def configure_logging(settings: Settings) -> None:
     """Send all logging of the process to standard error, unless the root logger has handlers already."""
-    # The formatter does not show them, and collecting them takes longer than the rest (logging HOWTO, "Optimization").
+    # The formatter shows none of these, and collecting them takes longer than the rest (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.setLevel(settings.log_level.upper())
@@ -171,5 +171,5 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
-        # uvicorn writes no access log without a handler; ours has more.
+        # uvicorn writes no access log without a handler; the line of RequestLogMiddleware replaces it.
         logging.getLogger(name).propagate = name != "uvicorn.access"

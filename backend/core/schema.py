@@ -28,7 +28,7 @@ def connect(url: str) -> connection:
 
 
 def upgrade(url: str) -> None:
-    """Migrate the database at `url` to `HEAD`; fast if it is already there.
+    """Migrate the database at `url` to `HEAD`; does not import Alembic if its revision is `HEAD` already.
 
     Raises psycopg2.OperationalError if it is unreachable, and the exceptions of Alembic and SQLAlchemy if a migration
     fails or the database's revision is unknown.
@@ -53,7 +53,7 @@ def upgrade(url: str) -> None:
 
 
 def upgrade_at_start(url: str) -> None:
-    """Like `upgrade`, but an unreachable database is logged and another failure ends the process with one line."""
+    """Like `upgrade`, but an unreachable database is logged, and any other failure ends the process with one line."""
     try:
         upgrade(url)
     except psycopg2.OperationalError as error:

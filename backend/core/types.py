@@ -14,7 +14,7 @@ MAX_SEARCH_WORDS = 10
 
 
 def _without_nul(text: str) -> str:
-    # PostgreSQL's text type cannot store it. pydantic's str refuses lone surrogates, which it cannot store either.
+    # PostgreSQL's text type cannot store U+0000, nor lone surrogates, which pydantic's str refuses.
     if "\0" in text:
         raise PydanticCustomError("string_nul", "String should not contain U+0000")
     return text
@@ -42,9 +42,9 @@ class _NotNull:
 
 
 Omittable = Annotated[T | None, _NotNull]
-"""A parameter that may be absent, which is None here, but cannot be null in a request."""
+"""A parameter that may be absent: its value is then None, but OpenAPI does not offer null."""
 
-# Constraints come before the check for U+0000: after a function, pydantic would only apply them to its result.
+# Constraints precede the check for U+0000: pydantic applies constraints after a function to its result only.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
     str,

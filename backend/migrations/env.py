@@ -18,7 +18,7 @@ from backend.models import Task, User
 OURS = {User.__tablename__, Task.__tablename__}
 # An arbitrary number, the same in every process that migrates.
 MIGRATION_LOCK = 7_236_451
-# Five minutes in all.
+# Five minutes in total; the pause is in seconds.
 LOCK_ATTEMPTS, LOCK_PAUSE = 1500, 0.2
 
 
@@ -28,7 +28,7 @@ def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, comp
 
 
 def connect_and_lock(url: str) -> connection:
-    """A connection that holds the migration lock until it is closed; ends the process if another one keeps the lock."""
+    """A connection that holds the migration lock until it is closed; ends the process if another one keeps it."""
     opened = connect(url)
     opened.autocommit = True
     with opened.cursor() as cursor:
@@ -43,7 +43,7 @@ def connect_and_lock(url: str) -> connection:
             fail_startup("the database cannot be migrated: another process is still migrating it")
         # Fail fast rather than queue behind a long query, with all requests queued behind the migration.
         cursor.execute("SET lock_timeout = '2s'")
-        # A role's or a database's own is meant for requests, not for building an index.
+        # A statement_timeout set for the role or the database is meant for requests, not for building an index.
         cursor.execute("SET statement_timeout = 0")
     opened.autocommit = False
     return opened

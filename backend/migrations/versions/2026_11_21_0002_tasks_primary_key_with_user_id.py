@@ -1,7 +1,7 @@
 """Put the user into the primary key of tasks: a distributed table's unique keys must contain the distribution column.
 
-Requests go on meanwhile. The new index is built without blocking them; only the exchange of the keys locks the table,
-for milliseconds. If a step fails, nothing has to be repaired: run the migration again.
+The new index is built without blocking requests; only the exchange of the keys locks the table, for milliseconds.
+If a step fails, nothing has to be repaired: run the migration again.
 
 Revision ID: 0002
 Revises: 0001
@@ -30,7 +30,7 @@ def change_primary_key(columns: str) -> None:
     with op.get_context().autocommit_block():
         # Building concurrently waits for every older transaction in the database, but no request waits for it.
         op.execute("SET lock_timeout = '10min'")
-        # An earlier attempt may have left one, possibly invalid.
+        # A failed attempt may have left this index, possibly invalid.
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS pk_tasks_new")
         op.execute(f"CREATE UNIQUE INDEX CONCURRENTLY pk_tasks_new ON tasks ({columns})")
         # Requests queue behind the exchange while it waits for its lock.
