@@ -108,8 +108,8 @@ class BearerAuth(HTTPBearer):
         self._verified: dict[str, tuple[float, str]] = {}
 
     async def __call__(self, request: Request) -> None:  # type: ignore[override]  # no caller uses what HTTPBearer returns
-        given = request.headers.getlist("authorization")
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        headers = request.headers.getlist("authorization")
+        scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token:
             raise unauthorized("A bearer token is needed.")
         user = _uuid(await self._subject(token.strip()))

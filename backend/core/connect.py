@@ -33,16 +33,16 @@ class ConnectionLost(Exception):
 
 def connection_string(url: str) -> str:
     """`url` as a libpq connection string, with `DEFAULTS` for the options it leaves out."""
-    given = parse_dsn(url)
-    return make_dsn(url, **{name: value for name, value in DEFAULTS.items() if name not in given})
+    options = parse_dsn(url)
+    return make_dsn(url, **{name: value for name, value in DEFAULTS.items() if name not in options})
 
 
 def split_hosts(url: str) -> list[dict[str, str]]:
     """The connection parameters of each host in `url`, in order (PostgreSQL docs, "Specifying Multiple Hosts")."""
-    given = parse_dsn(connection_string(url))
-    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
+    options = parse_dsn(connection_string(url))
+    lists = {name: options[name].split(",") for name in ("host", "hostaddr", "port") if name in options}
     hosts = range(max(map(len, lists.values()), default=1))
-    return [{**given, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
+    return [{**options, **{name: values[i % len(values)] for name, values in lists.items()}} for i in hosts]
 
 
 def require_utf8(raw: connection) -> None:
@@ -102,7 +102,7 @@ async def _connect(parameters: dict[str, str], _: float) -> connection:
     raw = psycopg2.connect(make_dsn(**parameters), async_=True)
     try:
         while (state := raw.poll()) != POLL_OK:
-            # The file number can change while connecting.
+            # The file descriptor can change while connecting.
             file, ready = raw.fileno(), asyncio.Event()
             add, remove = (
                 (loop.add_reader, loop.remove_reader) if state == POLL_READ else (loop.add_writer, loop.remove_writer)

@@ -112,7 +112,7 @@ class Connection:
         except psycopg2.Error as error:
             waiter.set_exception(error)
             if self._raw.closed:
-                # At once: libpq has closed the socket, and the next connection may get its file number.
+                # At once: libpq has closed the socket, and the next connection may get its file descriptor.
                 self.close()
             return
         if state == POLL_OK:

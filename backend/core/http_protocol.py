@@ -117,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def install() -> None:
-    """Have every uvicorn in this process serve with `HttpProtocol`, whatever command started it."""
+    """Make every uvicorn server in this process use `HttpProtocol`, however it was started."""
 
     def create(cls: type, **_: object) -> object:
         return object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)

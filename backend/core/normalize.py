@@ -17,7 +17,7 @@ class NormalizeMiddleware:
         if scope.get("method") != "HEAD":
             await self._app(scope, receive, send)
             return
-        # A copy: the server looks at the method of its own scope to omit the body.
+        # A copy: the server omits the body because the method in its own scope is still HEAD.
         get = {**scope, "method": "GET"}
         await self._app(get, receive, send)
         scope["route"] = get.get("route")

@@ -20,11 +20,12 @@ from backend.core.config import Settings
 logger = logging.getLogger(__name__)
 
 MAX_LINES = 10_000
+# Minimum seconds between two writes to standard error.
 WRITE_INTERVAL = 0.02
 FLUSH_SECONDS = 0.25
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_ACCEPTED = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class LogFormatter(logging.Formatter):
@@ -35,12 +36,12 @@ class LogFormatter(logging.Formatter):
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         level, message, request_id = record.levelname.lower(), record.getMessage(), _request_id.get()
         exception = self.formatException(record.exc_info) if record.exc_info else None
         if not self._as_json:
-            return f"{time[11:23]} {level:8} {message} [{request_id}]" + (f"\n{exception}" if exception else "")
-        line = {"time": time, "level": level, "message": message, "request_id": request_id, "logger": record.name}
+            return f"{timestamp[11:23]} {level:8} {message} [{request_id}]" + (f"\n{exception}" if exception else "")
+        line = {"time": timestamp, "level": level, "message": message, "request_id": request_id, "logger": record.name}
         if exception:
             line["exception"] = exception
         line |= getattr(record, "fields", {})
@@ -57,7 +58,7 @@ class LogHandler(logging.Handler):
         super().__init__()
         self._lines: deque[str] = deque()
         self._dropped = 0
-        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._wake, self._flush_requested = threading.Event(), threading.Event()
         self._writing = self._blocked = False
         # sys.__stderr__ is None if standard error was closed at the start: another file may have its descriptor.
         self._file = sys.__stderr__.fileno() if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
@@ -79,7 +80,7 @@ class LogHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all lines are written, for at most `FLUSH_SECONDS`."""
-        self._hurry.set()
+        self._flush_requested.set()
         deadline = time.monotonic() + FLUSH_SECONDS
         while (self._lines or self._writing) and not self._blocked:
             time.sleep(0.001)
@@ -101,8 +102,8 @@ class LogHandler(logging.Handler):
                 logger.warning("%d log lines were dropped: standard error was full or closed", self._dropped)
                 self._dropped = 0
             # Write many lines per wake-up, because each one takes time from the event loop.
-            self._hurry.wait(WRITE_INTERVAL)
-            self._hurry.clear()
+            self._flush_requested.wait(WRITE_INTERVAL)
+            self._flush_requested.clear()
 
 
 class RequestLogMiddleware:
@@ -117,7 +118,7 @@ class RequestLogMiddleware:
             return
         request_id = os.urandom(16).hex().encode()
         for name, value in scope.get("headers", ()):
-            if name == b"x-request-id" and _ACCEPTED.fullmatch(value):
+            if name == b"x-request-id" and _VALID_ID.fullmatch(value):
                 request_id = value
         _request_id.set(request_id.decode())
         started = time.perf_counter()

@@ -168,17 +168,17 @@ class _Step(NamedTuple):
     results: dict[str, int]
 
 
-def _plan(dependant: Dependant, steps: list[_Step], known: dict[object, int]) -> dict[str, int]:
+def _plan(dependant: Dependant, steps: list[_Step], positions: dict[object, int]) -> dict[str, int]:
     """Append the dependencies to `steps` in the order of their calls; returns the positions of the named results."""
     named: dict[str, int] = {}
     for dependency in dependant.dependencies:
         assert dependency.call is not None
-        position = known.get(dependency.call) if dependency.use_cache else None
+        position = positions.get(dependency.call) if dependency.use_cache else None
         if position is None:
-            results = _plan(dependency, steps, known)
+            results = _plan(dependency, steps, positions)
             position = len(steps)
             steps.append(_Step(dependency.call, dependency.request_param_name, results))
-            known.setdefault(dependency.call, position)
+            positions.setdefault(dependency.call, position)
         if dependency.name:
             named[dependency.name] = position
     return named

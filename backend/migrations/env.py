@@ -15,16 +15,16 @@ from backend.core.schema import connect
 from backend.models import Task, User
 
 # Better Auth's tables may be in the same database; autogenerate would drop them.
-OURS = {User.__tablename__, Task.__tablename__}
+OWN_TABLES = {User.__tablename__, Task.__tablename__}
 # An arbitrary number, the same in every process that migrates.
 MIGRATION_LOCK = 7_236_451
 # Five minutes in total; the pause is in seconds.
 LOCK_ATTEMPTS, LOCK_PAUSE = 1500, 0.2
 
 
-def is_ours(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
-    """Whether autogenerate compares a table."""
-    return kind != "table" or name in OURS
+def is_own_table(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
+    """Exclude other tables than the service's own from autogenerate."""
+    return kind != "table" or name in OWN_TABLES
 
 
 def connect_and_lock(url: str) -> connection:
@@ -56,7 +56,7 @@ def migrate(url: str) -> None:
         context.configure(
             connection=opened,
             target_metadata=User.metadata,
-            include_object=is_ours,
+            include_object=is_own_table,
             transaction_per_migration=True,
         )
         with context.begin_transaction():

@@ -241,8 +241,8 @@ def _page(completed: bool, search: bool, cursor: bool, total: bool) -> Statement
     if total:
         # A join, because an empty page has a total too.
         wanted = page.subquery("wanted")
-        both = counted.outerjoin(wanted, sa.true())
-        page = sa.select(*wanted.c, counted.c.total).select_from(both)
+        joined = counted.outerjoin(wanted, sa.true())
+        page = sa.select(*wanted.c, counted.c.total).select_from(joined)
         page = page.order_by(wanted.c.created_at.desc(), wanted.c.id.desc())
     return Statement("list tasks", page, "read_only", lambda columns, _: columns)
 
