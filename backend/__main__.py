@@ -46,7 +46,8 @@ def main() -> None:
             os.write(
                 1, f"\n  Docs      {base_url}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
             )
-        # A request waits at most 10 s for its body, 5 s for the issuer's keys, and twice for a connection and a result.
+        # A request waits at most 10 s for its body, 5 s for the issuer's keys, and for each of two statements once for
+        # a connection and once for the result.
         grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 2
         config = uvicorn.Config(
             "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"

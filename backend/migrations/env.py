@@ -23,12 +23,12 @@ LOCK_ATTEMPTS, LOCK_PAUSE = 1500, 0.2
 
 
 def is_own_table(item: SchemaItem, name: str | None, kind: str, reflected: bool, compare_to: SchemaItem | None) -> bool:
-    """Exclude other tables than the service's own from autogenerate."""
+    """Exclude tables other than the service's own from autogenerate."""
     return kind != "table" or name in OWN_TABLES
 
 
 def connect_and_lock(url: str) -> connection:
-    """A connection that holds the migration lock until it is closed; ends the process if another one keeps it."""
+    """A connection that holds the migration lock until it is closed; ends the process if another process keeps it."""
     opened = connect(url)
     opened.autocommit = True
     with opened.cursor() as cursor:

@@ -123,7 +123,7 @@ class TaskQuery(SQLModel):
     """The filters of a list and the page of it."""
 
     completed: Omittable[Flag] = Field(None, description="Only tasks that are, or are not, completed.")
-    # No defaults in the document: Swagger UI would send them, but `status` excludes `completed`, `offset` `cursor`.
+    # No defaults in the document: Swagger UI would send them, which is refused beside `completed` or `cursor`.
     status: Literal["all", "pending", "completed"] = Field(
         default_factory=lambda: "all", description="The same filter as `completed`, in words; not together with it."
     )
