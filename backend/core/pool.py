@@ -86,6 +86,8 @@ class Pool:
                 continue
             if self._closed:
                 raise ConnectionLost("the pool is closed")
+            # Before connecting, so that a release meanwhile is not missed.
+            self._released.clear()
             try:
                 connection = Connection(await connect(self._hosts, deadline))
                 self._open += 1
@@ -94,7 +96,6 @@ class Pool:
                 # The server may have no free connection for us: wait for one that another request uses.
                 if not self._open:
                     raise
-            self._released.clear()
             async with asyncio.timeout_at(deadline):
                 await self._released.wait()
 

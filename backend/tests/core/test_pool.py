@@ -11,7 +11,9 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from backend.core.connection import Connection
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
+from backend.core.pool import Pool
 from backend.main import create_app
 from backend.tests.concurrency import until
 from backend.tests.database import execute
@@ -130,3 +132,39 @@ def test_shutdown_closes_connections_that_are_in_use(
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(shut_down())
+
+
+def test_a_connection_released_while_another_is_refused_is_not_missed(proxy: Proxy) -> None:
+    async def acquire() -> tuple[Connection, Connection]:
+        pool = Pool(proxy.url, 2, 5)
+        deadline = asyncio.get_running_loop().time() + 5
+        first = await pool.acquire(deadline)
+        proxy.max_connections = 1
+        second = asyncio.create_task(pool.acquire(deadline))
+        await asyncio.sleep(0)  # it is connecting now
+        pool.release(first)
+        try:
+            return first, await second
+        finally:
+            pool.close()
+            first.close()
+
+    first, second = asyncio.run(acquire())
+    assert second is first
+
+
+def test_a_waiter_that_times_out_while_it_is_cancelled_releases_no_slot(database_url: str) -> None:
+    async def race() -> None:
+        pool = Pool(database_url, 1, 0)
+        assert pool.try_acquire_slot("a")
+        waiting = asyncio.create_task(pool.acquire_slot("b"))
+        await asyncio.sleep(0)
+        # The timer of a time-out of zero has fired before the task goes on.
+        asyncio.get_running_loop().call_later(0, waiting.cancel)
+        with pytest.raises((TimeoutError, asyncio.CancelledError)):
+            await waiting
+        assert not pool.try_acquire_slot("b")
+        pool.release_slot("a")
+        assert pool.try_acquire_slot("b")
+
+    asyncio.run(race())
