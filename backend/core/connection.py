@@ -42,8 +42,8 @@ class Connection:
         self._watch()
 
     def is_expired(self, valid_since: float) -> bool:
-        """Whether it is closed, older than `valid_since` or was idle for too long."""
-        if self.closed or self.opened_at < valid_since or self._loop.time() - self._last_used > MAX_IDLE:
+        """Whether it is closed, was opened at `valid_since` or before, or was idle for too long."""
+        if self.closed or self.opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
             return True
         # uvloop stops watching a socket at its first error, so `_on_readable` does not see every reset.
         return bool(self._poll.poll(0))
@@ -66,9 +66,9 @@ class Connection:
                 return self._cursor.fetchall()
             raise psycopg2.OperationalError("the session is inside a transaction, so nothing was committed")
         except psycopg2.Error as error:
-            # Class 08: a pooler or coordinator in front of the server lost its connection.
+            # A pooler or coordinator in front of the server lost its connection, or does not know the outcome.
             is_idle = self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
-            if is_idle and not (error.pgcode or "").startswith("08"):
+            if is_idle and not (error.pgcode or "").startswith(("08", "40003")):
                 raise
             self.close()
             raise ConnectionLost(error) from error

@@ -86,8 +86,6 @@ class Pool:
                 continue
             if self._closed:
                 raise ConnectionLost("the pool is closed")
-            # Before connecting, so that a release meanwhile is not missed.
-            self._released.clear()
             try:
                 connection = Connection(await connect(self._hosts, deadline))
                 self._open += 1
@@ -97,7 +95,10 @@ class Pool:
                 if not self._open:
                     raise
             async with asyncio.timeout_at(deadline):
-                await self._released.wait()
+                # Not to connect again for each connection that another request gets.
+                while self._open and not self._idle and not self._closed:
+                    self._released.clear()
+                    await self._released.wait()
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that `acquire` returned."""

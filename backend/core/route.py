@@ -213,7 +213,7 @@ def _unsupported_dependencies(dependencies: Sequence[Dependant]) -> Iterator[str
         yield from (
             f"{kind} of dependency {name}" for kind in _UNSUPPORTED_IN_DEPENDENCIES if getattr(dependency, kind)
         )
-        if not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # its kind matters
+        if isinstance(call, type) or not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # its kind matters
             yield f"dependency {name}, which is not a coroutine function"
         yield from _unsupported_dependencies(dependency.dependencies)
 

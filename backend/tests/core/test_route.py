@@ -65,10 +65,18 @@ async def with_scopes(scopes: SecurityScopes) -> None: ...
 async def with_response(response: Response) -> None: ...
 
 
+class WithAsyncCall:
+    async def __call__(self) -> None: ...
+
+
 async def on_a_sync_one(value: Annotated[None, Depends(sync_dependency)]) -> None: ...
 
 
 async def sync_depends(value: Annotated[None, Depends(sync_dependency)]) -> Response:
+    return Response()
+
+
+async def class_depends(value: Annotated[WithAsyncCall, Depends(WithAsyncCall)]) -> Response:
     return Response()
 
 
@@ -171,6 +179,7 @@ async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the test ne
     ("endpoint", "named"),
     [
         (sync_depends, "sync_dependency, which is not a coroutine function"),
+        (class_depends, "WithAsyncCall, which is not a coroutine function"),
         (parameter_depends, "query_params of dependency with_parameter"),
         (header_depends, "header_params of dependency with_header"),
         (body_depends, "body_params of dependency with_body"),
