@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from fastapi_offline import FastAPIOffline
 
 from backend.api import docs, health, tasks
 from backend.api.responses import AUTH_RESPONSES
@@ -60,15 +59,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             gc.freeze()
             yield {"pool": pool}
 
-    app = FastAPIOffline(
+    app = FastAPI(
         title="Tasks",
         version="1.0.0",
         description=docs.DESCRIPTION,
         openapi_tags=docs.TAGS,
-        # Sorted by path, because routes are declared in the order in which they are matched fastest.
-        swagger_ui_parameters={"operationsSorter": "alpha"},
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
+        openapi_url=None,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
@@ -82,7 +81,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies = [Depends(BearerAuth(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience))]
     add_routes(app, tasks.router, dependencies, AUTH_RESPONSES if dependencies else {})
     app.include_router(health.router)
-    app.include_router(docs.router)
+    # Last, because routes are matched in order.
+    docs.add_pages(app)
     app.add_middleware(NormalizeMiddleware)
     app.add_middleware(errors.ServerErrorMiddleware)
     app.add_middleware(

@@ -1,12 +1,13 @@
-"""The documentation pages: their texts, the redirect from `/`, and a ReDoc that loads nothing from other hosts."""
+"""The documentation pages: their texts, the redirect from `/`, and scripts that load nothing from other hosts."""
 
 from functools import cache
 from pathlib import Path
 
 import fastapi_offline
-from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_redoc_html
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
 
 DESCRIPTION = """\
 Personal to-do lists: create, list, search, change, complete and delete the tasks of a user.
@@ -39,13 +40,38 @@ TAGS = [
     {"name": "health", "description": "For probes: `/health` queries the database, `/health/live` does not."},
 ]
 
+STATIC = Path(fastapi_offline.__file__).parent / "static"
+
 router = APIRouter(include_in_schema=False)
+
+
+def add_pages(app: FastAPI) -> None:
+    """Add `/openapi.json` and the pages to `app`."""
+    app.openapi_url = "/openapi.json"
+    app.setup()
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.include_router(router)
 
 
 @router.get("/")
 async def index() -> Response:
     """Redirect to Swagger UI."""
     return RedirectResponse("docs")
+
+
+@router.get("/docs")
+async def swagger_ui(request: Request) -> Response:
+    """The Swagger UI page."""
+    root = request.scope.get("root_path", "")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=request.app.title,
+        swagger_js_url=f"{root}/static/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/static/swagger-ui.css",
+        swagger_favicon_url=f"{root}/static/favicon.png",
+        # Sorted by path, because routes are declared in the order in which they are matched fastest.
+        swagger_ui_parameters={"operationsSorter": "alpha"},
+    )
 
 
 @router.get("/redoc")
@@ -56,7 +82,7 @@ async def redoc(request: Request) -> Response:
         openapi_url=f"{root}/openapi.json",
         title=request.app.title,
         redoc_js_url=f"{root}/redoc.js",
-        redoc_favicon_url=f"{root}/static-offline-docs/favicon.png",
+        redoc_favicon_url=f"{root}/static/favicon.png",
         with_google_fonts=False,
     )
 
@@ -69,5 +95,5 @@ async def redoc_script() -> Response:
 
 @cache
 def _script() -> str:
-    script = (Path(fastapi_offline.__file__).parent / "static/redoc.standalone.js").read_text()
+    script = (STATIC / "redoc.standalone.js").read_text()
     return script.replace("https://cdn.redoc.ly/redoc/logo-mini.svg", "data:,")

@@ -10,7 +10,7 @@ import pytest
 from backend.tests.errors import assert_error
 from backend.tests.serving import as_process
 
-PAGES = ["/docs", "/redoc", "/redoc.js", "/openapi.json", "/health", "/health/live", "/static-offline-docs/favicon.png"]
+PAGES = ["/docs", "/redoc", "/redoc.js", "/openapi.json", "/health", "/health/live", "/static/favicon.png"]
 SPELLINGS = ["{}", "%7B{}%7D", "urn:uuid:{}"]
 # These differ from one request to the next.
 VARYING = ("date", "x-request-id")
@@ -117,7 +117,7 @@ def test_head_of_a_task_has_its_etag(client: httpx.Client, task: str) -> None:
 
 def test_a_connection_can_be_reused_after_head(client: httpx.Client, task: str) -> None:
     with httpx.Client(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
-        for path in (task, "/docs", "/nothing", "/static-offline-docs/favicon.png"):
+        for path in (task, "/docs", "/nothing", "/static/favicon.png"):
             one.head(path)
             assert one.get(task).json()["title"] == "Buy milk"
 
