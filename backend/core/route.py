@@ -29,6 +29,13 @@ _UNSUPPORTED_IN_DEPENDENCIES = (
 )  # fmt: skip
 
 
+def _reject_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_reject_constant)
+
+
 class StrictJSONRequest(Request):
     """A request whose body is strict JSON (RFC 8259) of at most 64 KiB that arrives within ten seconds.
 
@@ -42,7 +49,7 @@ class StrictJSONRequest(Request):
 
     async def json(self) -> object:
         try:
-            value: object = json.loads((await self.body()).decode("utf-8"), parse_constant=_reject_constant)
+            value: object = _JSON.decode((await self.body()).decode())
         except (ValueError, RecursionError):
             raise HTTPException(400, "The body is not valid JSON.") from None
         return value
@@ -238,7 +245,3 @@ def _parameter_name(field: Any) -> str:
     name: str = field.validation_alias or field.alias
     is_header = isinstance(field.field_info, params.Header)
     return name.replace("_", "-") if is_header and name == field.name else name
-
-
-def _reject_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
