@@ -11,6 +11,7 @@ import time
 from collections import deque
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,20 +24,29 @@ MAX_LINES = 10_000
 # Minimum seconds between two writes to standard error.
 WRITE_INTERVAL = 0.02
 FLUSH_SECONDS = 0.25
+LINE = "%(method)s %(route)s %(status)d %(milliseconds)s ms %(client)s"
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+@lru_cache(maxsize=1)
+def _to_seconds(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat()[:19]
+
+
 class LogFormatter(logging.Formatter):
-    """Formats records as JSON or as text, with the id of the request that each belongs to."""
+    """Formats records as JSON or as text, with the id of the request that each belongs to.
+
+    If the argument of a message is a dictionary, its items become fields of the JSON.
+    """
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        timestamp = f"{_to_seconds(int(record.created))}.{int(record.msecs):03}+00:00"
         level, message, request_id = record.levelname.lower(), record.getMessage(), _request_id.get()
         exception = self.formatException(record.exc_info) if record.exc_info else None
         if not self._as_json:
@@ -44,11 +54,12 @@ class LogFormatter(logging.Formatter):
         line = {"time": timestamp, "level": level, "message": message, "request_id": request_id, "logger": record.name}
         if exception:
             line["exception"] = exception
-        line |= getattr(record, "fields", {})
+        if isinstance(record.args, dict):
+            line |= record.args
         try:
-            return to_json(line).decode()
+            return to_json(line, fallback=str).decode()
         except ValueError:
-            return json.dumps(line, separators=(",", ":"))  # three times as slow, but it can write lone surrogates
+            return json.dumps(line, separators=(",", ":"), default=str)  # three times as slow, but it can write lone surrogates
 
 
 class LogHandler(logging.Handler):
@@ -141,10 +152,7 @@ class RequestLogMiddleware:
                 client = (scope.get("client") or "-")[0]
                 fields = {"method": method, "route": route, "status": status, "milliseconds": took, "client": client}
                 # logger.info() would also look up its caller, which doubles its time.
-                text = f"{method} {route} {status} {took} ms {client}"
-                logger.handle(
-                    logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None, None, {"fields": fields})
-                )
+                logger.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, LINE, (fields,), None))
 
 
 def _without_traceback(send: Send) -> Send:
