@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],
-        # With `*`, any page could read what its visitor's cookies give access to.
+        # With `*` and credentials, any page could read whatever its visitor's cookies give access to.
         allow_credentials="*" not in settings.cors_origins,
         expose_headers=EXPOSED.split(),
     )

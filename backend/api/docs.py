@@ -14,15 +14,15 @@ Personal to-do lists: create, list, search, change, complete and delete the task
 
     TASKS=http://127.0.0.1:8000/api/3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11/tasks
 
-**Authentication.** If it is enabled, send a JWT of Better Auth. Its `sub` must be the `user_id` of the path.
+**Authentication.** If it is enabled, send a JWT issued by Better Auth. Its `sub` must be the `user_id` of the path.
 
     curl $TASKS -H "Authorization: Bearer $TOKEN"
 
-**Paging.** The `Link` header contains the URL of the `next` page, unless this is the last one.
+**Paging.** The `Link` header contains the URL of the `next` page, if there is one.
 
     curl -i "$TASKS?status=pending&search=milk&limit=10"
 
-**Errors.** `detail` is one sentence to show to people. In a 503, it tells whether something may have been written.
+**Errors.** `detail` is one human-readable sentence. In a 503, it tells whether something may have been written.
 A 422 also lists each invalid value in `errors`.
 
     curl $TASKS -H "Content-Type: application/json" -d '{"title": ""}'

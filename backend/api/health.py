@@ -38,5 +38,5 @@ async def health(session: SessionDep) -> Health:
 
 @router.get("/live", summary="Check liveness")
 async def live() -> Health:
-    """Alive: the process runs. Does not query the database, so probes let a serverless one suspend."""
+    """Alive: the process runs. Does not query the database, so probes do not keep a serverless database awake."""
     return Health()

@@ -6,7 +6,7 @@ from sqlmodel import SQLModel
 
 
 class ErrorResponse(SQLModel):
-    """Why a request was refused or failed, in one sentence for people."""
+    """Why a request was refused or failed, in one human-readable sentence."""
 
     detail: str
 
@@ -20,7 +20,7 @@ class InvalidValue(SQLModel):
 
 
 class ValidationErrorResponse(SQLModel):
-    """Which values are invalid: in one sentence for people, and one by one for programs."""
+    """Which values are invalid: as a human-readable sentence, and as a list for programs."""
 
     detail: str
     errors: list[InvalidValue]

@@ -35,8 +35,13 @@ UserId = Annotated[
     ),
 ]
 TaskId = Annotated[UUID, Path(description="The task's `id`.")]
-IfMatch = Annotated[Omittable[str], Header(alias="If-Match", description="The `ETag` last seen; 412 if changed since.")]
-IfNoneMatch = Annotated[Omittable[str], Header(alias="If-None-Match", description="304 if it is still the `ETag`.")]
+IfMatch = Annotated[
+    Omittable[str], Header(alias="If-Match", description="The `ETag` last seen; 412 if the task has changed since.")
+]
+IfNoneMatch = Annotated[
+    Omittable[str],
+    Header(alias="If-None-Match", description="An `ETag` seen earlier; 304 if the task has not changed since."),
+]
 IdempotencyKey = Annotated[
     Omittable[Key],
     Header(alias="Idempotency-Key", description="Unique per creation; repeating it returns the original task."),
@@ -147,7 +152,7 @@ def _task_response(row: TaskRow, status: int = 200, headers: dict[str, str] | No
 
 
 def _parse_etags(header: str, *, weak: bool = True) -> list[str]:
-    """The values of the entity tags in a header (RFC 9110, section 8.8.3), weak ones included or left out."""
+    """The values of the entity tags in a header (RFC 9110, section 8.8.3), with weak ones only if `weak` is true."""
     return [tag for prefix, tag in re.findall(r'(W/)?"([^"]*)"', header) if weak or not prefix]
 
 

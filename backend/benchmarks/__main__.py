@@ -20,8 +20,8 @@ DESCRIPTION = """Compare the service with two others on the same PostgreSQL: the
 documentation teaches) and the bare driver (psycopg2 without a framework). Each runs as one process. They are measured
 alternately, and the report shows medians. Requires Linux and wrk."""
 EPILOG = f"""mix: half get, a fifth list-20, a tenth each create, update and toggle. deep-offset and deep-cursor: the
-last 50 of 10,000 tasks of a user, with --fill 50 at depth 100,000. Other work on the machine distorts the figures:
-compare ratios within one run. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
+last 50 of a user's 10,000 tasks; if --fill is given, 50 tasks at depth 100,000. Other work on the machine distorts the
+figures: compare ratios within one run. Scenarios: {", ".join(dict.fromkeys(load.COMPARABLE + load.LARGE))}."""
 
 
 class Contender(NamedTuple):
@@ -36,18 +36,28 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m backend.benchmarks", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--quick", action="store_true", help="one round of one second each, with 16 connections unless given")
-    add("--rounds", type=int, help="number of rounds (3)")
-    add("--seconds", type=int, help="duration of each measurement (3)")
+    add("--quick", action="store_true", help="one round, one second per measurement, 16 connections by default")
+    add("--rounds", type=int, help="number of rounds (default: 3)")
+    add("--seconds", type=int, help="duration of each measurement (default: 3)")
     add(
         "--connections",
         type=int,
         nargs="+",
         metavar="N",
-        help="concurrent connections (1 16 64; with --delay-ms or --fill 1)",
+        help="concurrent connections (default: 1 16 64; 1 if --delay-ms or --fill is given)",
     )
-    add("--scenarios", nargs="+", metavar="NAME", choices=load.COMPARABLE + load.LARGE, help="what to measure (all)")
-    add("--database-url", metavar="URL", help="server to create (and drop) the databases on (an embedded server)")
+    add(
+        "--scenarios",
+        nargs="+",
+        metavar="NAME",
+        choices=load.COMPARABLE + load.LARGE,
+        help="what to measure (default: all)",
+    )
+    add(
+        "--database-url",
+        metavar="URL",
+        help="server to create (and drop) the databases on (default: an embedded server)",
+    )
     add("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--delay-ms", type=float, metavar="MS", help="add MS milliseconds to each round trip to the database")

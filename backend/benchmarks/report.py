@@ -90,7 +90,7 @@ class Report:
             *self.notes,
             *invalid,
             f"Share of time spent waiting for a CPU (slows one event loop more than threads): {', '.join(queued)}.",
-            f"CPU time taken by other guests of this machine: {stolen / max(1, total):.0%}.",
+            f"CPU steal time (used by other virtual machines of the host): {stolen / max(1, total):.0%}.",
         ]
 
 

@@ -1,4 +1,4 @@
-"""Converts errors to responses: JSON with one sentence for people, and no internals."""
+"""Converts errors to responses: JSON with one human-readable sentence, and no internals."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 NOT_WRITTEN = "nothing was written"
-MAYBE_WRITTEN = "it may have been written or not"
+MAYBE_WRITTEN = "the change may have been written"
 SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 
 # SQLSTATE classes (PostgreSQL, appendix A) for the state of the server rather than the statement: connection,
@@ -34,7 +34,10 @@ _MESSAGES = {
     "string_pattern_mismatch": "String has characters or a form that is not allowed",
     "model_attributes_type": "Input should be a JSON object, and be sent as application/json",
 }
-_SENTENCES = {"Not Found": "There is nothing at this path.", "Method Not Allowed": "This path has no such method."}
+_SENTENCES = {
+    "Not Found": "There is nothing at this path.",
+    "Method Not Allowed": "This path does not support this method.",
+}
 
 
 def unavailable(reason: str, outcome: str = NOT_WRITTEN) -> HTTPException:

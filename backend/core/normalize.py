@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class NormalizeMiddleware:
-    """ASGI middleware: drops a slash at the end of a path, and answers HEAD as GET; the server omits the body."""
+    """ASGI middleware: drops a trailing slash, and answers HEAD as GET; the server omits the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -59,7 +59,9 @@ class LogFormatter(logging.Formatter):
         try:
             return to_json(line, fallback=str).decode()
         except ValueError:
-            return json.dumps(line, separators=(",", ":"), default=str)  # three times as slow, but it can write lone surrogates
+            return json.dumps(
+                line, separators=(",", ":"), default=str
+            )  # three times as slow, but it can write lone surrogates
 
 
 class LogHandler(logging.Handler):

@@ -69,7 +69,7 @@ Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Completed = Annotated[bool, Field(strict=True)]
 Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-"""RFC 3339 in UTC, always with six digits of a second; `TIMESTAMPTZ` reads PostgreSQL's values in this form."""
+"""RFC 3339 in UTC, always with six fractional digits; `TIMESTAMPTZ` converts PostgreSQL's values to this format."""
 
 
 def _rfc3339(value: str | bytes | None, _: cursor) -> str | None:

@@ -120,19 +120,22 @@ class TaskRead(SQLModel):
 
 
 class TaskQuery(SQLModel):
-    """The filters of a list and the page of it."""
+    """The filters of a list, and which page of it to return."""
 
-    completed: Omittable[Flag] = Field(None, description="Only tasks that are, or are not, completed.")
+    completed: Omittable[Flag] = Field(None, description="Only completed (`true`) or only pending (`false`) tasks.")
     # No defaults in the document: Swagger UI would send them, which is refused beside `completed` or `cursor`.
     status: Literal["all", "pending", "completed"] = Field(
-        default_factory=lambda: "all", description="The same filter as `completed`, in words; not together with it."
+        default_factory=lambda: "all",
+        description="All, only pending or only completed tasks. Cannot be combined with `completed`.",
     )
     search: Omittable[Search] = Field(
         None, description="Only tasks whose title contains each of these words, at most ten, ignoring case."
     )
     limit: Limit = Field(50, description="The maximum number of tasks.")
     offset: Offset = Field(default_factory=int, description="The number of tasks to skip; 0 if absent.")
-    cursor: Omittable[Cursor] = Field(None, description="From the `next` URL in `Link`; not together with `offset`.")
+    cursor: Omittable[Cursor] = Field(
+        None, description="The cursor from the `next` URL in `Link`. Cannot be combined with `offset`."
+    )
     total: Flag = Field(False, description="Also count all matching tasks, in `X-Total-Count`.")
 
 
@@ -159,8 +162,8 @@ PUBLIC_FIELDS = tuple(TaskRead.model_fields)
 COLUMNS = [C[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
 UTC_ZONE: sa.ColumnElement[str] = sa.literal_column("'UTC'")
 STEP: sa.ColumnElement[timedelta] = sa.literal_column("interval '1 microsecond'")
-# Two writes within a microsecond, or a clock that is set back, still move `updated_at` forward. `timezone` and not
-# timestamptz arithmetic, because a distributed table allows only IMMUTABLE functions of a column here.
+# `updated_at` increases even if two writes are in the same microsecond or the clock is set back. It uses `timezone`
+# instead of timestamptz arithmetic, because a distributed table allows only IMMUTABLE functions of a column here.
 WRITTEN = {
     "version": C.version + sa.literal_column("1"),
     "updated_at": sa.func.greatest(
@@ -284,7 +287,7 @@ async def toggle(
 
 
 async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[str] | None) -> bool:
-    """Delete the task; returns False if `update` would return None."""
+    """Delete the task; returns False in the cases in which `update` returns None."""
     return bool(await session.exec(_delete(if_match is not None), _ids(user_id, task_id, if_match)))
 
 
