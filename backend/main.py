@@ -19,7 +19,7 @@ from backend.core.pool import Pool
 from backend.core.request_log import RequestLogMiddleware, configure_logging
 from backend.core.route import add_routes
 
-EXPOSED = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
+EXPOSED_HEADERS = "ETag Idempotency-Replayed Link Location Retry-After X-Request-ID X-Total-Count"
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies = [Depends(BearerAuth(str(settings.auth_jwks_url), settings.auth_issuer, settings.auth_audience))]
     add_routes(app, tasks.router, dependencies, AUTH_RESPONSES if dependencies else {})
     app.include_router(health.router)
-    # Last, because routes are matched in order.
     docs.add_pages(app)
     app.add_middleware(NormalizeMiddleware)
     app.add_middleware(errors.ServerErrorMiddleware)
@@ -92,7 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_headers=["*"],
         # With `*` and credentials, any page could read whatever its visitor's cookies give access to.
         allow_credentials="*" not in settings.cors_origins,
-        expose_headers=EXPOSED.split(),
+        expose_headers=EXPOSED_HEADERS.split(),
     )
     app.add_middleware(RequestLogMiddleware)
     return app

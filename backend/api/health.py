@@ -8,7 +8,7 @@ from sqlmodel import SQLModel
 
 from backend.api.responses import ALWAYS
 from backend.core.db import SessionDep, Statement
-from backend.core.errors import SCHEMA, unavailable
+from backend.core.errors import SCHEMA_MISMATCH, unavailable
 from backend.core.schema import HEAD
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -32,7 +32,7 @@ REVISION = Statement(
 async def health(session: SessionDep) -> Health:
     """Ready: the database answers, and its schema is the one this version needs."""
     if await session.exec(REVISION, {}) != [HEAD]:
-        raise unavailable(SCHEMA)
+        raise unavailable(SCHEMA_MISMATCH)
     return Health()
 
 

@@ -47,7 +47,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     rows = await asyncio.get_running_loop().run_in_executor(threads, fetch, sql, values)
     content = json.dumps(rows if sql == LIST else rows[0] if rows else None).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status if rows else 404, "headers": headers})
+    await send({"type": "http.response.start", "status": status if rows or sql == LIST else 404, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 

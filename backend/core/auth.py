@@ -24,8 +24,8 @@ MAX_TOKEN_LENGTH = 8192
 LEEWAY_SECONDS = 10
 FETCH_TIMEOUT_SECONDS = 5
 REFRESH_SECONDS = 300
-# Seconds between two fetches for unknown keys: a new key works after at most this time, and forged key ids cause no
-# more fetches.
+# Minimum seconds between two fetches for unknown keys: forged key ids cannot cause more fetches, and a new key works
+# after at most this time.
 MIN_REFRESH_INTERVAL = 30
 MIN_RETRY_INTERVAL = 1
 TOKEN_CACHE_SECONDS = 60
@@ -45,36 +45,40 @@ class JWKSCache:
         self._tls = httpx.create_ssl_context()
 
     async def get(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None if the issuer has none with this id. Raises 503 if the issuer is unreachable.
+        """The key, or None if the last fetch did not contain it.
 
-        Known keys never wait for a refresh.
+        Raises 503 for an unknown key if the last fetch failed. Known keys never wait for a refresh.
         """
-        now = time.monotonic()
         if key_id in self._keys:
-            if now - self._last_fetch_at > REFRESH_SECONDS:
+            if time.monotonic() - self._last_fetch_at > REFRESH_SECONDS:
                 self._start_fetch()
-        else:
-            # Fetches for known keys do not count, so that a key published after one of them works at once.
-            if now - self._last_miss_at > (MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL):
-                self._last_miss_at = now
-                self._start_fetch()
-            if self._fetch is not None:
-                await asyncio.shield(self._fetch)
-        key = self._keys.get(key_id)
-        if key is None and not self._last_fetch_ok:
+            return self._keys[key_id]
+        # It may have been answered before the key was published.
+        await self._running_fetch()
+        interval = MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL
+        # Fetches for known keys do not count, so that a key published after one of them works at once.
+        if key_id not in self._keys and time.monotonic() - self._last_miss_at > interval:
+            self._last_miss_at = time.monotonic()
+            self._start_fetch()
+        await self._running_fetch()
+        if key_id not in self._keys and not self._last_fetch_ok:
             raise unavailable("The issuer of tokens cannot be reached")
-        return key
+        return self._keys.get(key_id)
 
     def _start_fetch(self) -> None:
         if self._fetch is None:
             self._last_fetch_at = time.monotonic()
             self._fetch = asyncio.create_task(self._refresh())
 
+    async def _running_fetch(self) -> None:
+        if self._fetch is not None:
+            await asyncio.shield(self._fetch)
+
     async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_SECONDS), httpx.AsyncClient(verify=self._tls) as client:
                 published = (await client.get(self._url)).raise_for_status().json()["keys"]
-            keys = dict(filter(None, map(_usable, published)))
+            keys = dict(filter(None, map(_parse_key, published)))
             if not keys:
                 raise ValueError("it contains no usable key")
             self._keys, self._last_fetch_ok = keys, True
@@ -85,7 +89,7 @@ class JWKSCache:
             self._fetch = None
 
 
-def _usable(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
+def _parse_key(jwk: dict[str, object]) -> tuple[str, jwt.PyJWK] | None:
     try:
         key = jwt.PyJWK(jwk)
     except Exception:  # noqa: BLE001  # a malformed key must not prevent the use of the others

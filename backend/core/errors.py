@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 NOT_WRITTEN = "nothing was written"
 MAYBE_WRITTEN = "the change may have been written"
-SCHEMA = "The database's schema is not the one this version needs: run `alembic upgrade head`"
+SCHEMA_MISMATCH = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 
 # SQLSTATE classes (PostgreSQL, appendix A) for the state of the server rather than the statement: connection,
 # conflict with other transactions, resources, locks, operator intervention, system; and a read-only standby.
@@ -27,7 +27,7 @@ _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 _UNIQUE_VIOLATION = "23505"
 _READ_ONLY = "25006"
 _STATEMENT_TIMEOUT = "57014"
-_SCHEMA_MISSING = ("42P01", "3F000")
+_SCHEMA_MISSING_CODES = ("42P01", "3F000")
 # pydantic's own messages for these quote the input, show a regular expression, or mention Python.
 _MESSAGES = {
     "uuid_parsing": "Input should be a valid UUID",
@@ -58,8 +58,8 @@ def invalid(place: str, parameter: str, message: str) -> RequestValidationError:
 def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     """The exception to raise for an error from PostgreSQL: 503, or the error itself (a bug, so 500)."""
     code = error.pgcode or ""
-    if code in _SCHEMA_MISSING:
-        return unavailable(SCHEMA, outcome)
+    if code in _SCHEMA_MISSING_CODES:
+        return unavailable(SCHEMA_MISMATCH, outcome)
     if code == _STATEMENT_TIMEOUT:
         return unavailable("The database did not finish in time", outcome)
     if code.startswith(_UNAVAILABLE_CLASSES) or code in (_READ_ONLY, _UNIQUE_VIOLATION):
@@ -88,7 +88,7 @@ def _allowed(request: Request) -> str:
 async def validation_exception_handler(_: Request, error: RequestValidationError) -> Response:
     """Answer 422 without echoing input: a sentence in `detail`, and each refused value in `errors`.
 
-    The sentence has at most one part per field or parameter of the request, because unknown ones are ignored.
+    Its length is bounded: unknown fields are ignored, and each declared one contributes at most one part.
     """
     errors = [{"type": e["type"], "loc": e["loc"], "msg": _MESSAGES.get(e["type"], e["msg"])} for e in error.errors()]
     return JSONResponse({"detail": "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in errors), "errors": errors}, 422)

@@ -31,7 +31,7 @@ _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 @lru_cache(maxsize=1)
-def _to_seconds(timestamp: int) -> str:
+def _format_second(timestamp: int) -> str:
     return datetime.fromtimestamp(timestamp, UTC).isoformat()[:19]
 
 
@@ -46,7 +46,7 @@ class LogFormatter(logging.Formatter):
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        timestamp = f"{_to_seconds(int(record.created))}.{int(record.msecs):03}+00:00"
+        timestamp = f"{_format_second(int(record.created))}.{int(record.msecs):03}+00:00"
         level, message, request_id = record.levelname.lower(), record.getMessage(), _request_id.get()
         exception = self.formatException(record.exc_info) if record.exc_info else None
         if not self._as_json:
@@ -55,7 +55,7 @@ class LogFormatter(logging.Formatter):
         if exception:
             line["exception"] = exception
         if isinstance(record.args, dict):
-            line |= record.args
+            line |= {name: value for name, value in record.args.items() if name not in line}
         try:
             return to_json(line, fallback=str).decode()
         except ValueError:

@@ -1,7 +1,7 @@
 """A FastAPI route that validates a request in a single pass.
 
-It is faster than FastAPI's own handler because it supports only the kinds of parameters and dependencies that this API
-uses. Any other declaration that FastAPI allows raises a TypeError when the route is declared.
+It is faster than FastAPI's own handler because it supports only some kinds of parameters and dependencies. Any other
+declaration that FastAPI allows raises a TypeError when the route is declared.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class StrictJSONRequest(Request):
         if max(announced, len(body)) > MAX_BODY_BYTES:
             raise HTTPException(413, "The body is larger than 64 KiB.")
         if not body:
-            # A parser that lost the body may parse it as the next request.
+            # With `--http h11` or `--http zttp`, a body after `Upgrade` may be lost, or parsed as the next request.
             raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
         return body
 

@@ -28,7 +28,10 @@ def is_own_table(item: SchemaItem, name: str | None, kind: str, reflected: bool,
 
 
 def connect_and_lock(url: str) -> connection:
-    """A connection that holds the migration lock until it is closed; ends the process if another process does not release the lock."""
+    """A connection that holds the migration lock until it is closed.
+
+    Ends the process if another process does not release the lock.
+    """
     opened = connect(url)
     opened.autocommit = True
     with opened.cursor() as cursor:

@@ -156,44 +156,45 @@ class Page(NamedTuple):
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-C = Task.metadata.tables["tasks"].c
+COLUMN = Task.metadata.tables["tasks"].c
 PUBLIC_FIELDS = tuple(TaskRead.model_fields)
 # The ids are in the request already: fetching a column costs more than keeping its value.
-COLUMNS = [C[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
+FETCHED_COLUMNS = [COLUMN[name] for name in PUBLIC_FIELDS if name not in ("id", "user_id")]
 UTC_ZONE: sa.ColumnElement[str] = sa.literal_column("'UTC'")
 STEP: sa.ColumnElement[timedelta] = sa.literal_column("interval '1 microsecond'")
 # `updated_at` increases even if two writes are in the same microsecond or the clock is set back. It uses `timezone`
 # instead of timestamptz arithmetic, because a distributed table allows only IMMUTABLE functions of a column here.
 WRITTEN = {
-    "version": C.version + sa.literal_column("1"),
+    "version": COLUMN.version + sa.literal_column("1"),
     "updated_at": sa.func.greatest(
-        sa.func.now(), sa.func.timezone(UTC_ZONE, sa.func.timezone(UTC_ZONE, C.updated_at) + STEP)
+        sa.func.now(), sa.func.timezone(UTC_ZONE, sa.func.timezone(UTC_ZONE, COLUMN.updated_at) + STEP)
     ),
 }
 
 
 def _parameter(name: str) -> sa.BindParameter[Any]:
-    return sa.bindparam(name, type_=C[name].type)
+    return sa.bindparam(name, type_=COLUMN[name].type)
 
 
 # The owner is part of every WHERE: a task of another user is a task that does not exist.
-OWNED = C.user_id == _parameter("user_id")
-BY_ID = sa.and_(OWNED, C.id == _parameter("id"))
-IF_MATCH = sa.cast(C.version, sa.String) == sa.any_(sa.bindparam("if_match", type_=sa.ARRAY(sa.String)))
+OWNED = COLUMN.user_id == _parameter("user_id")
+BY_ID = sa.and_(OWNED, COLUMN.id == _parameter("id"))
+IF_MATCH = sa.cast(COLUMN.version, sa.String) == sa.any_(sa.bindparam("if_match", type_=sa.ARRAY(sa.String)))
 
 
 def _public_dict(values: tuple[Any, ...]) -> dict[str, object]:
+    # A total, the last column of a page, is left out.
     return dict(zip(PUBLIC_FIELDS, values))  # noqa: B905  # `strict` takes longer than the rest, 50 times in a list
 
 
 def _row(columns: tuple[Any, ...], parameters: Mapping[str, Parameter]) -> TaskRow:
     ids = (parameters["id"], parameters["user_id"])
-    return TaskRow(_public_dict(ids + columns), *columns[len(COLUMNS) :])
+    return TaskRow(_public_dict(ids + columns), *columns[len(FETCHED_COLUMNS) :])
 
 
 @cache
 def _get() -> Statement[TaskRow]:
-    return Statement("get task", sa.select(*COLUMNS, C.version).where(BY_ID), "read_only", _row)
+    return Statement("get task", sa.select(*FETCHED_COLUMNS, COLUMN.version).where(BY_ID), "read_only", _row)
 
 
 @cache
@@ -201,11 +202,13 @@ def _create() -> Statement[TaskRow]:
     owner = insert(User).values(id=_parameter("user_id")).on_conflict_do_nothing().cte("owner")
     task = insert(Task).values({name: _parameter(name) for name in ("id", "user_id", *TaskCreate.model_fields)})
     # DO NOTHING would return no row, and a SELECT beside it would not see a row inserted concurrently.
+    # With revision 0001, the key is (id) alone: never return another user's task.
     task = task.on_conflict_do_update(
-        constraint="pk_tasks", set_={"id": task.excluded.id}, where=C.user_id == task.excluded.user_id
+        constraint="pk_tasks", set_={"id": task.excluded.id}, where=COLUMN.user_id == task.excluded.user_id
     )
+    # xmax is 0 in a row that was inserted, and not 0 in one that ON CONFLICT updated.
     replayed = sa.literal_column("xmax <> 0", sa.Boolean).label("replayed")
-    returning = task.add_cte(owner).returning(*COLUMNS, C.version, replayed)
+    returning = task.add_cte(owner).returning(*FETCHED_COLUMNS, COLUMN.version, replayed)
     return Statement("create task", returning, "idempotent", _row)
 
 
@@ -213,17 +216,21 @@ def _create() -> Statement[TaskRow]:
 def _update(name: str, fields: tuple[str, ...], conditional: bool) -> Statement[TaskRow]:
     """Set `fields` to the parameters of the same name, or toggle `completed` if there are none."""
     changes: dict[str, sa.ColumnElement[Any]] = {field: _parameter(field) for field in fields} or {
-        "completed": sa.not_(C.completed)
+        "completed": sa.not_(COLUMN.completed)
     }
     matching = sa.and_(BY_ID, IF_MATCH) if conditional else BY_ID
-    statement = sa.update(Task).where(matching).values({**changes, **WRITTEN}).returning(*COLUMNS, C.version)
+    statement = (
+        sa.update(Task).where(matching).values({**changes, **WRITTEN}).returning(*FETCHED_COLUMNS, COLUMN.version)
+    )
+    # If the first attempt succeeded, a retry with If-Match would be refused.
     return Statement(name, statement, "idempotent" if fields and not conditional else "never", _row)
 
 
 @cache
 def _delete(conditional: bool) -> Statement[str]:
     matching = sa.and_(BY_ID, IF_MATCH) if conditional else BY_ID
-    statement = sa.delete(Task).where(matching).returning(C.id)
+    statement = sa.delete(Task).where(matching).returning(COLUMN.id)
+    # If the first attempt succeeded, a retry would return 404.
     return Statement("delete task", statement, "never", lambda columns, _: str(columns[0]))
 
 
@@ -232,14 +239,14 @@ def _page(completed: bool, search: bool, cursor: bool, total: bool) -> Statement
     """Select tasks, newest first, with the filters, the cursor and the total that the request asks for."""
     matching = [OWNED]
     if completed:
-        matching.append(C.completed == _parameter("completed"))
+        matching.append(COLUMN.completed == _parameter("completed"))
     if search:
-        matching.append(C.title.ilike(sa.all_(sa.bindparam("patterns", type_=sa.ARRAY(sa.String)))))
+        matching.append(COLUMN.title.ilike(sa.all_(sa.bindparam("patterns", type_=sa.ARRAY(sa.String)))))
     counted = sa.select(sa.func.count().label("total")).select_from(Task).where(*matching).subquery("counted")
     if cursor:
         position = sa.tuple_(_parameter("created_at"), _parameter("id"))
-        matching.append(sa.tuple_(C.created_at, C.id) < position)
-    page = sa.select(C.id, *COLUMNS).where(*matching).order_by(C.created_at.desc(), C.id.desc())
+        matching.append(sa.tuple_(COLUMN.created_at, COLUMN.id) < position)
+    page = sa.select(COLUMN.id, *FETCHED_COLUMNS).where(*matching).order_by(COLUMN.created_at.desc(), COLUMN.id.desc())
     page = page.offset(sa.bindparam("offset", type_=sa.Integer)).limit(sa.bindparam("limit", type_=sa.Integer))
     if total:
         # A join, because an empty page has a total too.

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from uuid import uuid4
 
 import httpx
@@ -336,6 +338,32 @@ def test_a_new_key_works_with_its_first_token_after_a_refresh(api: httpx.Client,
     assert [api.get("/health/live").status_code for _ in range(3)] == [200] * 3
     issuer.keys.append(Key())
     assert [list_status(api, issuer, key) for key in issuer.keys] == [200, 200]
+
+
+def test_a_key_that_is_published_during_a_fetch_works_with_its_first_token(
+    api: httpx.Client, issuer: Issuer, clock: Clock
+) -> None:
+    published_before = reply(200, json.dumps({"keys": [issuer.keys[0].jwk]}).encode())
+
+    def respond_once(request: BaseHTTPRequestHandler) -> None:
+        issuer.answer = None
+        published_before(request)
+
+    issuer.answer = respond_once
+    clock.advance(10_000)
+    user, new_key = str(uuid4()), Key()
+    token = new_key.token(issuer.claims(user))
+    with socket.create_connection((api.base_url.host, api.base_url.port or 80), TIMEOUT) as connection:
+        with issuer.delaying():
+            assert list_status(api, issuer) == 200
+            assert issuer.fetch_started.acquire(timeout=TIMEOUT)
+            issuer.keys.append(new_key)
+            connection.sendall(
+                f"GET /api/{user}/tasks HTTP/1.1\r\nHost: tasks\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+            )
+            # When these are answered, the service has read the request above.
+            assert [api.get("/health/live").status_code for _ in range(3)] == [200] * 3
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_removed_key_is_refused(api: httpx.Client, issuer: Issuer, clock: Clock) -> None:
