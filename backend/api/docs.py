@@ -46,7 +46,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def add_pages(app: FastAPI) -> None:
-    """Add `/openapi.json` and the pages to `app`: last, because routes are matched in the order of their declaration."""
+    """Add `/openapi.json` and the pages to `app`, after all other routes, because routes are matched in order."""
     app.openapi_url = "/openapi.json"
     app.setup()
     app.mount("/static", StaticFiles(directory=STATIC))
