@@ -2,16 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_READ, connection, make_dsn, parse_dsn, register_type
 
 from backend.core.types import TIMESTAMPTZ
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 DEFAULTS = {
     "application_name": "task-service",
@@ -56,62 +51,46 @@ async def connect(hosts: list[dict[str, str]], deadline: float) -> connection:
 
     That host is tried first the next time. Raises ConnectionLost if all fail, TimeoutError at the deadline.
     """
-    try:
-        return await _first_success(_connect_to_host, hosts, deadline)
-    except TimeoutError:
-        raise
-    except (psycopg2.Error, OSError) as error:
-        raise ConnectionLost(error) from error
-
-
-async def _first_success(
-    connect: Callable[[Item, float], Awaitable[Result]], targets: list[Item], deadline: float
-) -> Result:
-    """Try `targets` in order, each for an equal share of the time left, and move the first success to the front."""
     loop = asyncio.get_running_loop()
-    # A copy, because concurrent calls reorder the list.
-    for position, target in enumerate(list(targets)):
-        until = loop.time() + (deadline - loop.time()) / (len(targets) - position)
+    targets = [(host, host) for host in hosts]
+    while True:
+        host, parameters = targets.pop(0)
         try:
-            async with asyncio.timeout_at(until):
-                result = await connect(target, until)
-        except (psycopg2.Error, OSError):
-            if position == len(targets) - 1:
+            # An equal share of the time left: libpq would wait forever for an address that does not answer.
+            async with asyncio.timeout_at(loop.time() + (deadline - loop.time()) / (len(targets) + 1)):
+                name = parameters.get("host", "")
+                if name and name[0] not in "/@" and not parameters.get("hostaddr"):
+                    # libpq's DNS lookup would block the event loop.
+                    found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+                    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+                    targets[:0] = [(host, {**parameters, "hostaddr": address}) for address in addresses]
+                    continue
+                raw = await _connect(parameters)
+        except TimeoutError:
+            if not targets:
                 raise
+        except (psycopg2.Error, OSError) as error:
+            if not targets:
+                raise ConnectionLost(error) from error
         else:
-            targets.remove(target)
-            targets.insert(0, target)
-            return result
-    raise AssertionError("the last attempt returns or raises")
+            hosts.remove(host)
+            hosts.insert(0, host)
+            return raw
 
 
-async def _connect_to_host(parameters: dict[str, str], deadline: float) -> connection:
-    host = parameters.get("host", "")
-    if not host or host[0] in "/@" or parameters.get("hostaddr"):
-        return await _connect(parameters, deadline)
-    # libpq's DNS lookup would block the event loop, and libpq would wait forever for an address that does not answer.
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-    )
-    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
-    return await _first_success(_connect, [{**parameters, "hostaddr": address} for address in addresses], deadline)
-
-
-async def _connect(parameters: dict[str, str], _: float) -> connection:
+async def _connect(parameters: dict[str, str]) -> connection:
     loop = asyncio.get_running_loop()
     raw = psycopg2.connect(make_dsn(**parameters), async_=True)
     try:
         while (state := raw.poll()) != POLL_OK:
             # The file descriptor can change while connecting.
             file, ready = raw.fileno(), asyncio.Event()
-            add, remove = (
-                (loop.add_reader, loop.remove_reader) if state == POLL_READ else (loop.add_writer, loop.remove_writer)
-            )
-            add(file, ready.set)
+            (loop.add_reader if state == POLL_READ else loop.add_writer)(file, ready.set)
             try:
                 await ready.wait()
             finally:
-                remove(file)
+                loop.remove_reader(file)
+                loop.remove_writer(file)
         register_type(TIMESTAMPTZ, raw)
         require_utf8(raw)
     except BaseException:
