@@ -21,6 +21,8 @@ Parameter = str | int | bool | datetime | list[str] | None
 MAX_IDLE = 240
 # Seconds to wait for the answer after statement_timeout has ended a statement on the server.
 ANSWER_GRACE = 0.5
+# Seconds between checks whether an answer is late.
+CHECK_INTERVAL = 0.1
 # Bytes of a statement that always fit into the send buffer of an idle socket.
 MAX_BUFFERED = 4096
 
@@ -34,6 +36,8 @@ class Connection:
         self._cursor = raw.cursor()
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._give_up_at = 0.0
+        self._has_timer = False
         self._file = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
@@ -45,22 +49,26 @@ class Connection:
         """Whether it is closed, was opened at `valid_since` or before, or was idle for too long."""
         if self.closed or self.opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
             return True
-        # uvloop stops watching a socket at its first error, so `_on_readable` does not see every reset.
+        # uvloop stops watching a socket at its first error, so `_on_ready` does not see every reset.
         return bool(self._poll.poll(0))
 
-    async def execute(self, sql: str, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
+    async def execute(self, sql: bytes, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; PostgreSQL cancels it at the `deadline`.
 
         Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
         and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
         """
         self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_at(deadline + ANSWER_GRACE, self._on_timeout)
+        self._last_used = now = self._loop.time()
+        self._give_up_at = deadline + ANSWER_GRACE
+        if not self._has_timer:
+            self._check_time()
         try:
-            milliseconds = max(1, int((deadline - self._loop.time()) * 1000))
-            self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
+            # In one message, so in one implicit transaction: one round trip, and a pooled session stays unchanged.
+            message = b"SET LOCAL statement_timeout = %d; %b" % (max(1, (deadline - now) * 1000), sql)
+            self._cursor.execute(message, parameters)
             if len(self._cursor.query or b"") > MAX_BUFFERED:
-                self._advance(waiter)
+                self._on_ready()
             await waiter
             if self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE:
                 return self._cursor.fetchall()
@@ -76,9 +84,7 @@ class Connection:
             self.close()
             raise
         finally:
-            timer.cancel()
             self._waiter = None
-            self._last_used = self._loop.time()
 
     def close(self) -> None:
         """Close the connection; does not fail."""
@@ -90,39 +96,38 @@ class Connection:
 
     def _watch(self) -> None:
         if not self.closed:
+            self._loop.remove_writer(self._file)
             self._loop.remove_reader(self._file)
-            self._loop.add_reader(self._file, self._on_readable)
+            self._loop.add_reader(self._file, self._on_ready)
 
-    def _on_readable(self) -> None:
+    def _on_ready(self) -> None:
         if self._waiter is None:
             # An idle server connection becomes readable only when the server closes it.
             self.close()
         elif not self._waiter.done():
-            self._advance(self._waiter)
+            # Read here: the waiting task runs later, and asyncio would report the same bytes as readable again.
+            try:
+                state = self._raw.poll()
+            except psycopg2.Error as error:
+                self._waiter.set_exception(error)
+                if self._raw.closed:
+                    # At once: libpq has closed the socket, and the next connection may get its file descriptor.
+                    self.close()
+                return
+            if state == POLL_OK:
+                self._waiter.set_result(None)
+            elif state == POLL_WRITE:
+                self._loop.add_writer(self._file, self._on_ready)
+            else:
+                # uvloop stops watching a socket at its first error, after this call.
+                self._loop.call_soon(self._watch)
 
-    def _on_writable(self) -> None:
-        self._loop.remove_writer(self._file)
-        if self._waiter is not None and not self._waiter.done():
-            self._advance(self._waiter)
-
-    def _advance(self, waiter: "asyncio.Future[None]") -> None:
-        # Read here: the waiting task runs later, and asyncio would report the same bytes as readable again.
-        try:
-            state = self._raw.poll()
-        except psycopg2.Error as error:
-            waiter.set_exception(error)
-            if self._raw.closed:
-                # At once: libpq has closed the socket, and the next connection may get its file descriptor.
-                self.close()
-            return
-        if state == POLL_OK:
-            waiter.set_result(None)
-        elif state == POLL_WRITE:
-            self._loop.add_writer(self._file, self._on_writable)
-        else:
-            # uvloop stops watching a socket at its first error, after this call.
-            self._loop.call_soon(self._watch)
-
-    def _on_timeout(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+    def _check_time(self) -> None:
+        # One timer for many statements: a timer for each would take longer than everything else here.
+        if self._waiter is None or self._waiter.done():
+            self._has_timer = False
+        elif self._loop.time() > self._give_up_at:
             self._waiter.set_exception(TimeoutError())
+        else:
+            self._has_timer = True
+            self._loop.call_later(CHECK_INTERVAL, self._check_time)

@@ -1,6 +1,5 @@
 """The session, which runs statements for a request, and the statements' type."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -48,8 +47,7 @@ class Statement(Generic[Row]):
         if any(value is not None for value in compiled.params.values()):
             raise TypeError(f"{name}: a value is not a bindparam: {compiled.params}")
         self.name, self.retry, self.row = name, retry, row
-        # In one message, so in one implicit transaction: one round trip, and a pooled session stays unchanged.
-        self.sql = f"SET LOCAL statement_timeout = %(statement_timeout)s; {compiled}"
+        self.sql = str(compiled).encode()
 
 
 class Session:
@@ -58,7 +56,6 @@ class Session:
     def __init__(self, pool: Pool, request: Request) -> None:
         self._pool = pool
         self._request = request
-        self._loop = asyncio.get_running_loop()
 
     async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
         """Run `statement` in one round trip and return its rows.
@@ -66,29 +63,20 @@ class Session:
         A statement whose connection breaks is retried once if that is safe. Raises HTTPException 503 if the database is
         unreachable or too slow; its detail tells whether something may have been written.
         """
-        if not self._pool.traced:
-            return await self._exec(statement, parameters)
-        attributes = {
-            "db.system.name": "postgresql",
-            "db.query.summary": statement.name,
-            "db.query.text": statement.sql,
-        }
-        with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):
-            return await self._exec(statement, parameters)
-
-    async def _exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
-        pool, user, outcome = self._pool, parameters.get("user_id"), NOT_WRITTEN
-        await self._acquire_slot(user)
-        deadline = self._loop.time() + pool.timeout
+        pool, user = self._pool, parameters.get("user_id")
+        if not pool.try_acquire_slot(user):
+            await self._wait_for_slot(user)
+        deadline = pool.loop.time() + pool.timeout
+        may_retry, outcome = True, NOT_WRITTEN
         try:
-            for may_retry in (True, False):
-                connection = await pool.acquire(deadline)
+            while True:
+                connection = pool.take_idle() or await pool.acquire(deadline)
                 try:
                     rows = await connection.execute(statement.sql, parameters, deadline)
                     return [statement.row(columns, parameters) for columns in rows]
-                except psycopg2.Error as error:
-                    if not (may_retry and isinstance(error, ReadOnlySqlTransaction)):
-                        raise from_sqlstate(error, outcome) from error
+                except ReadOnlySqlTransaction:
+                    if not may_retry:
+                        raise
                     # After a failover only new connections reach the new primary.
                     pool.expire_connections()
                 except (ConnectionLost, TimeoutError) as error:
@@ -103,6 +91,9 @@ class Session:
                     logger.warning("%s is retried: %s", statement.name, error)
                 finally:
                     pool.release(connection)
+                may_retry = False
+        except psycopg2.Error as error:
+            raise from_sqlstate(error, outcome) from error
         except ConnectionLost as lost:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
@@ -111,20 +102,32 @@ class Session:
             raise unavailable("The database did not answer in time", outcome) from None
         finally:
             pool.release_slot(user)
-        raise AssertionError("the last attempt returns or raises")
 
-    async def _acquire_slot(self, user: object) -> None:
-        if self._pool.try_acquire_slot(user):
-            return
-        started = self._loop.time()
+    async def _wait_for_slot(self, user: object) -> None:
+        pool = self._pool
+        started = pool.loop.time()
         try:
-            await self._pool.acquire_slot(user)
+            await pool.acquire_slot(user)
         except TimeoutError:
-            logger.warning("no free connection within %g s", self._pool.timeout)
+            logger.warning("no free connection within %g s", pool.timeout)
             raise unavailable("All connections to the database are busy") from None
-        if self._loop.time() - started > SHORT_WAIT and _has_disconnected(self._request):
-            self._pool.release_slot(user)
+        if pool.loop.time() - started > SHORT_WAIT and _has_disconnected(self._request):
+            pool.release_slot(user)
             raise HTTPException(499, "The client closed the connection.")
+
+
+class TracedSession(Session):
+    """A session that creates a span for each statement."""
+
+    async def exec(self, statement: Statement[Row], parameters: Mapping[str, Parameter]) -> list[Row]:
+        """Run `statement` as `Session` does."""
+        attributes = {
+            "db.system.name": "postgresql",
+            "db.query.summary": statement.name,
+            "db.query.text": statement.sql.decode(),
+        }
+        with tracer.start_as_current_span(statement.name, kind=trace.SpanKind.CLIENT, attributes=attributes):
+            return await super().exec(statement, parameters)
 
 
 def _has_disconnected(request: Request) -> bool:
@@ -140,7 +143,8 @@ def _has_disconnected(request: Request) -> bool:
 
 async def get_session(request: Request) -> Session:
     """A session on the process's pool."""
-    return Session(request.state.pool, request)
+    pool = request.state.pool
+    return TracedSession(pool, request) if pool.traced else Session(pool, request)
 
 
 SessionDep = Annotated[Session, Depends(get_session)]

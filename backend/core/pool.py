@@ -19,7 +19,7 @@ class Pool:
         self.timeout = timeout
         self.traced = traced
         self._hosts = split_hosts(url)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._free_slots = size
         self._slots_per_user = (size + 1) // 2
         self._used_slots: dict[object, int] = {}
@@ -42,9 +42,9 @@ class Pool:
 
     async def acquire_slot(self, user: object) -> None:
         """Wait for a connection slot; raises TimeoutError after `timeout` seconds."""
-        waiter = self._loop.create_future()
+        waiter = self.loop.create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
-        timer = self._loop.call_later(self.timeout, _expire, waiter)
+        timer = self.loop.call_later(self.timeout, _expire, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
@@ -60,6 +60,8 @@ class Pool:
         self._used_slots[user] -= 1
         if not self._used_slots[user]:
             del self._used_slots[user]
+        if not self._waiters:
+            return
         for next_user, waiters in list(self._waiters.items()):
             while waiters and waiters[0].done():
                 waiters.popleft()
@@ -71,25 +73,28 @@ class Pool:
                 self._waiters[next_user] = self._waiters.pop(next_user)
                 return
 
+    def take_idle(self) -> Connection | None:
+        """Return an idle connection that can be used, if there is one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_expired(self._valid_since):
+                return connection
+            connection.close()
+            self._open -= 1
+        return None
+
     async def acquire(self, deadline: float) -> Connection:
         """Return an idle connection, otherwise a new one, otherwise the next one released.
 
         Raises ConnectionLost if none is open and none can be opened, TimeoutError at the deadline.
         """
-        while True:
-            if self._idle:
-                connection = self._idle.pop()
-                if not connection.is_expired(self._valid_since):
-                    return connection
-                connection.close()
-                self._open -= 1
-                continue
+        while (idle := self.take_idle()) is None:
             if self._closed:
                 raise ConnectionLost("the pool is closed")
             try:
-                connection = Connection(await connect(self._hosts, deadline))
+                opened = Connection(await connect(self._hosts, deadline))
                 self._open += 1
-                return connection
+                return opened
             except ConnectionLost:
                 # The server may have no free connection for us: wait for one that another request uses.
                 if not self._open:
@@ -99,6 +104,7 @@ class Pool:
                 while self._open and not self._idle and not self._closed:
                     self._released.clear()
                     await self._released.wait()
+        return idle
 
     def release(self, connection: Connection) -> None:
         """Take back a connection that `acquire` returned."""
@@ -109,7 +115,7 @@ class Pool:
 
     def expire_connections(self) -> None:
         """Replace all connections that are open now before their next use."""
-        self._valid_since = self._loop.time()
+        self._valid_since = self.loop.time()
 
     def close(self) -> None:
         """Close the idle connections now and the others when they are released; open no new ones."""
