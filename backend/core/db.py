@@ -143,7 +143,8 @@ def _has_disconnected(request: Request) -> bool:
 
 async def get_session(request: Request) -> Session:
     """A session on the process's pool."""
-    pool = request.state.pool
+    # `request.state` takes as long as a tenth of the statement.
+    pool: Pool = request.scope["state"]["pool"]
     return TracedSession(pool, request) if pool.traced else Session(pool, request)
 
 
