@@ -76,7 +76,7 @@ def _rfc3339(value: str | bytes | None, _: cursor) -> str | None:
     if not isinstance(value, str):
         return None
     if value[26:] == "+00":
-        return f"{value[:10]}T{value[11:26]}Z"
+        return value.replace(" ", "T").replace("+00", "Z")
     if not value.endswith("+00"):
         # The session's time zone is not UTC.
         value = f"{datetime.fromisoformat(value).astimezone(UTC)}"[:-3]
