@@ -45,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Pool]]:
+        http_protocol.stop_on_sigterm()
         if settings.auth_jwks_url is None:
             logger.warning("AUTHENTICATION IS OFF: any client can read and change every task (AUTH_JWKS_URL is unset)")
         with ExitStack() as stack:

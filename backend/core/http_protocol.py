@@ -6,13 +6,16 @@ head nor silent connections nor clients that do not read. Remove this file when 
 with zttp, its next parser, once that is declared ready for production.
 """
 
+import signal
 import socket
+import threading
 from contextlib import suppress
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import Server
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_PIPELINED = 100
@@ -124,3 +127,10 @@ def install() -> None:
 
     # uvicorn's workers choose the class before they import the application.
     HttpToolsProtocol.__new__ = create  # type: ignore[method-assign, assignment]  # replaces object's
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM stop uvicorn with exit status 0: its own handler raises the signal again after the shutdown."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(server, Server) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))

@@ -510,7 +510,7 @@ def test_the_longest_allowed_request_is_answered_during_a_stop(database_url: str
         assert service.process.wait(30) == 0
 
 
-@pytest.mark.parametrize("command", [PYTHON_M, COMMANDS["uvicorn --workers 2"]], ids=["python -m backend", "uvicorn"])
+@pytest.mark.parametrize("command", [UVICORN, COMMANDS["uvicorn --workers 2"]], ids=["1 worker", "2 workers"])
 def test_a_stop_under_load_answers_every_request(
     database_url: str, tmp_path: Path, tasks: str, command: tuple[str, ...]
 ) -> None:

@@ -180,7 +180,7 @@ def test_sighup_stops_the_database_too(
 ) -> None:
     with as_process(tmp_path, *command, cwd=checkout) as service:
         use(service)
-        service.stop(number)
+        assert service.stop(number) == 0
     assert_clean_exit(service)
     assert_server_stopped(checkout / ".data")
 
