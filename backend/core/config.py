@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from ipaddress import ip_address
 from typing import Annotated, Literal, NoReturn, Self
 
 import psycopg2
@@ -24,25 +25,24 @@ def _origins(value: str) -> list[str]:
 def _libpq_url(value: str) -> str:
     if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("must start with postgresql:// or postgres://")
-    if not _libpq_accepts(value):
-        # libpq's own message may quote a part of the password.
-        raise ValueError("is not a valid PostgreSQL connection string")
-    return value
-
-
-def _libpq_accepts(url: str) -> bool:
     try:
-        hosts = parse_dsn(url).get("host", "").split(",")
+        options = parse_dsn(value)
+        hosts = options.get("host", "").split(",")
         for host in hosts:
             if not host.startswith("/"):
                 host.encode("idna")
-        # libpq validates most options only when connecting, so attempt a connection that cannot succeed.
-        psycopg2.connect(make_dsn(url, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
-    except psycopg2.OperationalError as error:
-        return str(error).startswith("connection to server")
-    except (psycopg2.Error, UnicodeError):
-        return False
-    return True
+        for address in filter(None, options.get("hostaddr", "").split(",")):
+            ip_address(address)
+        for name, number in options.items():
+            if name.startswith("keepalives") or name.endswith("timeout"):
+                int(number)
+        # libpq validates the other options only when connecting, so attempt a connection that cannot succeed.
+        psycopg2.connect(make_dsn(value, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
+    except (psycopg2.Error, ValueError) as error:
+        if not str(error).startswith("connection to server"):
+            # libpq's own message may quote a part of the password.
+            raise ValueError("is not a valid PostgreSQL connection string") from None
+    return value
 
 
 NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -98,12 +98,12 @@ def load_settings() -> Settings:
         fail_startup(f".env cannot be read: {error.strerror}")
     except ValidationError as error:
         fail_startup(
-            "; ".join(_sentence(*e["loc"][:1], e["msg"].removeprefix("Value error, ")) for e in error.errors())
+            "; ".join(
+                # `loc` is empty if a combination of settings is wrong.
+                " ".join([*(str(name).upper() for name in e["loc"][:1]), e["msg"].removeprefix("Value error, ")])
+                for e in error.errors()
+            )
         )
-
-
-def _sentence(*parts: int | str) -> str:
-    return " ".join(str(part).upper() if part in Settings.model_fields else str(part) for part in parts)
 
 
 def fail_startup(reason: str) -> NoReturn:

@@ -16,6 +16,7 @@ from backend.tests.serving import ROOT
 SECRET = "s3cret"
 URL = f"postgresql://owner:{SECRET}@db.test/tasks"
 NEON = f"owner:{SECRET}%21@ep-cool-river-a1b2c3d4-pooler.eu-central-1.aws.neon.tech/neondb"
+VALID_OPTIONS = f"owner:{SECRET}@a,b/tasks?hostaddr=192.0.2.1,fe80::1%25eth0&connect_timeout=3&keepalives=0"
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,10 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
         ("DATABASE_URL", f"psql '{URL}'"),
         *(
             ("DATABASE_URL", f"{URL}?{option}={SECRET}")
-            for option in ("port", "sslmode", "channel_binding", "gssencmode")
+            for option in (
+                *("port", "sslmode", "channel_binding", "gssencmode"),
+                *("connect_timeout", "keepalives_idle", "tcp_user_timeout", "hostaddr"),
+            )
         ),
         ("DATABASE_URL", f"postgresql://{SECRET}..db.test/tasks"),
         ("ENVIRONMENT", SECRET),
@@ -102,7 +106,13 @@ def test_a_file_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 @pytest.mark.parametrize(
-    "rest", [f"{NEON}?sslmode=require&channel_binding=require", NEON.replace("-pooler", ""), "/?host=%2Ftmp%2Fa+b"]
+    "rest",
+    [
+        f"{NEON}?sslmode=require&channel_binding=require",
+        NEON.replace("-pooler", ""),
+        "/?host=%2Ftmp%2Fa+b",
+        VALID_OPTIONS,
+    ],
 )
 def test_a_pasted_connection_string_is_accepted(monkeypatch: pytest.MonkeyPatch, scheme: str, rest: str) -> None:
     url = f"{scheme}://{rest}"
