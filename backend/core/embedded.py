@@ -6,7 +6,6 @@ free when all of its processes have ended. The kernel releases the locks of a ki
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import pwd
@@ -22,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
+from uuid import NAMESPACE_OID, uuid5
 
 from backend.core.config import fail_startup
 
@@ -76,7 +76,7 @@ class _Server:
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
-        self._socket = Path("/tmp", f"task-service-{_digest(self._data)}")  # noqa: S108  # _own() checks its owner
+        self._socket = Path("/tmp", f"task-service-{uuid5(NAMESPACE_OID, repr(self._data))}")  # noqa: S108  # _own() checks its owner
         # With all options, because PG* variables would set missing ones.
         self.url = f"postgresql://postgres@/postgres?host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
 
@@ -193,7 +193,7 @@ class _Server:
         if not closed and not re.search(r'[$`"\\]', str(folder)):
             return folder
         packages = folder.parents[2]
-        name = f"task-service-{_digest(folder, folder.stat().st_mtime)}"
+        name = f"task-service-{uuid5(NAMESPACE_OID, repr((folder, folder.stat().st_mtime)))}"
         copy = Path("/var/lib" if self._owner else "/tmp", name)  # noqa: S108  # _own() checks its owner
         self._own(copy)
         if not (copy / "complete").exists():
@@ -214,7 +214,3 @@ def _wait(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
