@@ -121,12 +121,8 @@ class HttpProtocol(HttpToolsProtocol):
 
 def install() -> None:
     """Make every uvicorn server in this process use `HttpProtocol`, however it was started."""
-
-    def create(cls: type, **_: object) -> object:
-        return object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)
-
     # uvicorn's workers choose the class before they import the application.
-    HttpToolsProtocol.__new__ = create  # type: ignore[method-assign, assignment]  # replaces object's
+    HttpToolsProtocol.__new__ = lambda cls, **_: object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)  # type: ignore[method-assign]  # replaces object's
 
 
 def stop_on_sigterm() -> None:
