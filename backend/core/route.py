@@ -44,51 +44,57 @@ class StrictJSONRequest(Request):
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            self._body = await self._read()
+            self._body = await _read(self)
         return self._body
 
     async def json(self) -> object:
-        try:
-            value: object = _JSON.decode((await self.body()).decode())
-        except (ValueError, RecursionError):
-            raise HTTPException(400, "The body is not valid JSON.") from None
-        return value
+        return _parse(await self.body())
 
-    async def content(self) -> object:
-        """The JSON value, or None without a body, or bytes if the content type is not JSON."""
-        body = await self.body()
-        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and media_type.startswith("application/") and media_type.endswith(("/json", "+json")):
-            return await self.json()
-        return body or None
 
-    async def _read(self) -> bytes:
-        length = self.headers.get("content-length", "0")
-        if length == "0" and "transfer-encoding" not in self.headers:
-            return b""
-        # More digits than this are too large in any case, and int() refuses thousands of them.
-        announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
-        body, more = b"", announced <= MAX_BODY_BYTES
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                while more and len(body) <= MAX_BODY_BYTES:
-                    message = await self.receive()
-                    if message["type"] == "http.disconnect":
-                        raise HTTPException(400, "The body is incomplete.")
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
-        if max(announced, len(body)) > MAX_BODY_BYTES:
-            raise HTTPException(413, "The body is larger than 64 KiB.")
-        if not body:
-            # With `--http h11` or `--http zttp`, a body after `Upgrade` may be lost, or parsed as the next request.
-            raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
-        return body
+async def _read_content(request: Request) -> object:
+    """The JSON value of the body, or None without a body, or bytes if the content type is not JSON."""
+    body = await _read(request)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and media_type.startswith("application/") and media_type.endswith(("/json", "+json")):
+        return _parse(body)
+    return body or None
+
+
+def _parse(body: bytes) -> object:
+    try:
+        value: object = _JSON.decode(body.decode())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "The body is not valid JSON.") from None
+    return value
+
+
+async def _read(request: Request) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length == "0" and "transfer-encoding" not in request.headers:
+        return b""
+    # More digits than this are too large in any case, and int() refuses thousands of them.
+    announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
+    body, more = b"", announced <= MAX_BODY_BYTES
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            while more and len(body) <= MAX_BODY_BYTES:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise HTTPException(400, "The body is incomplete.")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
+    if max(announced, len(body)) > MAX_BODY_BYTES:
+        raise HTTPException(413, "The body is larger than 64 KiB.")
+    if not body:
+        # With `--http h11` or `--http zttp`, a body after `Upgrade` may be lost, or parsed as the next request.
+        raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
+    return body
 
 
 class StrictJSONRoute(APIRoute):
-    """An APIRoute for coroutines that return a Response, with bodies read by StrictJSONRequest.
+    """An APIRoute for coroutines that return a Response, with bodies read as StrictJSONRequest does.
 
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
     coroutines that take the request, or what other dependencies return, and run before the body is read. While the app
@@ -110,8 +116,6 @@ class StrictJSONRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
                 return await fastapi_handler(StrictJSONRequest(request.scope, request.receive))
-            if dependant.body_params:
-                request = StrictJSONRequest(request.scope, request.receive)
             results: list[object] = []
             for step in steps:
                 arguments = {name: results[position] for name, position in step.results.items()}
@@ -141,8 +145,7 @@ class StrictJSONRoute(APIRoute):
             for field in dependant.query_params:
                 validate(field, dict(request.query_params), "query")
             for field in dependant.body_params:
-                assert isinstance(request, StrictJSONRequest)
-                validate(field, await request.content(), "body")
+                validate(field, await _read_content(request), "body")
             if errors:
                 raise RequestValidationError(errors)
             response: Response = await self.endpoint(**arguments)
