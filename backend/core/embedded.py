@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
 from uuid import NAMESPACE_OID, uuid5
 
 from backend.core.config import fail_startup
@@ -72,7 +71,6 @@ class _Server:
         self._data = folder / "postgres"
         self._log = folder / "postgres.log"
         self._users = (folder / "users.lock").open("w")
-        self._process: subprocess.Popen[bytes] | None = None
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
@@ -94,8 +92,6 @@ class _Server:
                     os.kill(int(self._status()[0]), signal.SIGINT)
                 _wait(lambda: not self._is_running())
                 shutil.rmtree(self._socket, ignore_errors=True)
-            if self._process is not None:
-                self._process.wait(WAIT_SECONDS)
 
     def _keep_running(self) -> None:
         # The folder may be removed after its last use.
@@ -113,10 +109,10 @@ class _Server:
                 time.sleep(1)
 
     @contextmanager
-    def _locked(self, name: str, operation: int) -> Iterator[TextIO]:
+    def _locked(self, name: str, operation: int) -> Iterator[int]:
         with (self._folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, operation)
-            yield lock
+            yield lock.fileno()
 
     def _is_running(self) -> bool:
         try:
@@ -142,7 +138,9 @@ class _Server:
         self._own(self._socket)
         options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
         with self._locked("server", fcntl.LOCK_EX) as lock:
-            self._process = self._popen(self._data, "postgres", *options, fds=(lock.fileno(),))
+            process = self._popen(self._data, "postgres", *options, fds=(lock,))
+        # Otherwise it would remain as a zombie when it has ended.
+        threading.Thread(target=process.wait, daemon=True).start()
         if not self._wait_until_ready():
             raise self._failure()
 
@@ -167,11 +165,10 @@ class _Server:
         return ChildProcessError(f"{' '.join(lines[-3:])}, see {self._log}")
 
     def _popen(self, data: Path, program: str, *options: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-        owner = self._owner
         with self._log.open("a") as log:
             return subprocess.Popen(
                 # The server's user may have no access to the folders above the data, only to its working directory.
-                [self._programs() / program, "-D", "/proc/self/cwd" if owner else ".", *options],
+                [self._programs() / program, "-D", "/proc/self/cwd" if self._owner else ".", *options],
                 cwd=data,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -180,9 +177,9 @@ class _Server:
                 env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
                 # Ctrl-C signals the whole process group: the server would stop before the service has.
                 start_new_session=True,
-                user=owner and owner.pw_uid,
-                group=owner and owner.pw_gid,
-                extra_groups=owner and [],
+                user=self._owner and self._owner.pw_uid,
+                group=self._owner and self._owner.pw_gid,
+                extra_groups=self._owner and [],
             )
 
     def _programs(self) -> Path:
