@@ -43,7 +43,7 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
             server = _Server(folder.resolve())
             stack.callback(server.leave)
             server.join()
-        except OSError as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error}): set DATABASE_URL")
         yield server.url
 
@@ -156,7 +156,7 @@ class _Server:
         self._own(unfinished)
         # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
-        if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait():
+        if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait(WAIT_SECONDS):
             raise self._failure()
         unfinished.rename(self._data)
 
