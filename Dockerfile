@@ -1,11 +1,11 @@
 # docker build --tag task-service .
 # docker run --rm --env DATABASE_URL=… --env AUTH_DISABLED=true task-service alembic upgrade head
-# docker run --init --stop-timeout 40 --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
+# docker run --init --stop-timeout 45 --env DATABASE_URL=… --env AUTH_DISABLED=true --publish 8000:8000 task-service
 #
 # The container does not migrate the database: migrate before you start a new version.
 # --init: Linux ignores signals that process 1 has no handler for, so a stop during the first second would be lost.
 # With it, a container stopped before that exits with status 143, and later with 0.
-# --stop-timeout: requests in flight may take 37 seconds; by default, Docker kills the container after 10.
+# --stop-timeout: requests in flight may take 42 seconds; by default, Docker kills the container after 10.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
 # With several workers, uvicorn exits with status 0 even if a wrong setting ended the workers; the line is in the log.
 # FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT enable traces, metrics and logs. If the collector is unreachable, the
@@ -27,7 +27,7 @@ ENV PATH=/venv/bin:$PATH \
     ENVIRONMENT=production \
     UVICORN_HOST=0.0.0.0 \
     UVICORN_PORT=8000 \
-    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=37 \
+    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=42 \
     UVICORN_LOG_CONFIG=backend/log_config.json \
     OTEL_SERVICE_NAME=task-service \
     OTEL_EXPORTER_OTLP_TIMEOUT=2

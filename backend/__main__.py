@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from contextlib import nullcontext, suppress
 from uuid import uuid4
 
@@ -27,11 +26,17 @@ def main() -> None:
     except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
         fail_startup(f"HOST and PORT: cannot listen on {settings.host}:{settings.port}: {error}")
     configure_logging(settings)
+    # A request waits at most 10 s for its body, 10 s for the issuer's keys, and for each of two statements once for a
+    # connection and once for the result.
+    grace = math.ceil(10 + 10 + 4 * settings.db_pool_timeout) + 2
+    config = uvicorn.Config(
+        "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
+    )
+    server = uvicorn.Server(config)
     # Record signals instead of dying from them: one during start-up would orphan PostgreSQL, and uvicorn re-raises the
     # signal it stopped on before the embedded server is shut down.
-    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     url = settings.database_url
     with nullcontext(url.get_secret_value()) if url else embedded.postgres() as database_url:
         schema.upgrade_at_start(database_url)
@@ -46,14 +51,8 @@ def main() -> None:
             os.write(
                 1, f"\n  Docs      {base_url}/docs\n  Database  {database}\n  Try it    {example} {body}\n\n".encode()
             )
-        # A request waits at most 10 s for its body, 5 s for the issuer's keys, and for each of two statements once for
-        # a connection and once for the result.
-        grace = math.ceil(10 + 5 + 4 * settings.db_pool_timeout) + 2
-        config = uvicorn.Config(
-            "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
-        )
-        if not stopping.is_set():
-            uvicorn.Server(config).run([listening])
+        if not server.should_exit:
+            server.run([listening])
 
 
 if __name__ == "__main__":

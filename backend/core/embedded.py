@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
 
     Ends the process with one line if the wheel is not installed or the server does not start.
     """
-    _stop_on_hangup()
+    _stop_on_signals()
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,9 +57,11 @@ def binaries() -> Path:
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
-def _stop_on_hangup() -> None:
-    """Treat SIGHUP and SIGQUIT as SIGTERM: their default would end the process and orphan the server."""
+def _stop_on_signals() -> None:
+    """Exit on SIGTERM, and treat SIGHUP and SIGQUIT as SIGTERM: their default would orphan the server."""
     if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         for number in (signal.SIGHUP, signal.SIGQUIT):
             # nohup ignores SIGHUP.
             if signal.getsignal(number) is signal.SIG_DFL:

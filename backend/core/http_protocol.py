@@ -2,10 +2,11 @@
 
 uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
 the headers, refuses a request before it has answered the earlier ones of the connection, and limits neither a request's
-head nor silent connections nor clients that do not read. Remove this file when uvicorn does all this, with httptools or
-with zttp, its next parser, once that is declared ready for production.
+head nor silent connections nor clients that do not read. Remove this file when uvicorn has none of these problems, with
+httptools or with its newer parser zttp, once zttp is declared ready for production.
 """
 
+import logging
 import signal
 import socket
 import threading
@@ -16,6 +17,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_PIPELINED = 100
@@ -29,7 +32,8 @@ class HttpProtocol(HttpToolsProtocol):
     malformed, late or too large; 503 if file descriptors run out.
     """
 
-    _head_bytes = 0
+    _head_bytes = 0  # received since the last head or part of a body: the next head, or trailers
+    _has_progress = False
     _draining = False
     _running: RequestResponseCycle | None = None
 
@@ -40,7 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
         with suppress(AttributeError, OSError):  # macOS and UNIX sockets lack the option
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
         if client.fileno() >= descriptors - min(64, descriptors // 4):
-            self.logger.error("%d file descriptors are in use, a connection is refused", client.fileno())
+            logger.error("%d file descriptors are in use, a connection is refused", client.fileno())
             self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,6 +54,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
+        self._has_progress = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -60,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.data_received(b"".join([line.encode("latin-1"), *headers, b"\r\n", data[upgrade.args[0] :]]))
         except httptools.HttpParserError:
             self._refuse(431 if self._head_bytes > MAX_HEAD_BYTES else 400)
-        if self.scope is None or "method" in self.scope:
+        if self._has_progress:
             self._head_bytes = 0
         elif self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431)
@@ -78,8 +83,16 @@ class HttpProtocol(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
             raise httptools.HttpParserError
         self._unset_keepalive_if_required()
+        self._has_progress = True
         super().on_headers_complete()
-        self.headers = []  # uvicorn appends trailers to this list: keep them out of the request's headers
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if "method" not in self.scope:  # ignore trailers (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._has_progress = True
+        super().on_body(body)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self.flow.write_paused:
@@ -96,7 +109,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
 
     def timeout_keep_alive_handler(self) -> None:
-        if self._head_bytes:
+        if self.scope is not None and "method" not in self.scope:
             self._refuse(408)
         self.transport.close()
 
@@ -120,7 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def install() -> None:
-    """Make every uvicorn server in this process use `HttpProtocol`, however it was started."""
+    """Make uvicorn use `HttpProtocol` wherever it would use httptools, so not with `--http h11` or `--http zttp`."""
     # uvicorn's workers choose the class before they import the application.
     HttpToolsProtocol.__new__ = lambda cls, **_: object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)  # type: ignore[method-assign]  # replaces object's
 

@@ -406,6 +406,16 @@ def test_trailers_are_not_headers(base_url: str, client: httpx.Client, tasks: st
             assert answer.headers["X-Request-ID"] != "trailer"
 
 
+@pytest.mark.parametrize("trailers", [b"a: b\r\n" * 11_000, b"a: " + b"b" * 66_000], ids=["many", "a long one"])
+def test_trailers_are_limited_like_a_head(base_url: str, client: httpx.Client, tasks: str, trailers: bytes) -> None:
+    head = f"POST {tasks} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with closing(Raw(base_url)) as raw:
+        raw.send(head.encode() + b'10\r\n{"title": "new"}\r\n0\r\n')
+        raw.send(trailers)
+        assert raw.rest().startswith(b"HTTP/1.1 431 ")
+    assert client.get(tasks).json() == []
+
+
 # Pipelines
 
 

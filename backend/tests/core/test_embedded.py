@@ -54,6 +54,9 @@ class Process:
         _, error_output = self._process.communicate(timeout=60)
         return self._process.returncode, error_output
 
+    def terminate(self) -> None:
+        self._process.terminate()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.communicate(timeout=60)
@@ -232,3 +235,11 @@ def test_a_server_that_does_not_start_ends_the_start_with_one_line(
         pass
     assert stopped.value.code == STARTUP_FAILURE
     assert re.fullmatch(r"Cannot start: [^\n]+postgresql\.conf[^\n]+DATABASE_URL\n", capsys.readouterr().err)
+
+
+def test_a_terminated_process_stops_the_server(folder: Path) -> None:
+    process = Process(folder)
+    assert process.url()
+    process.terminate()
+    assert process.leave()[0] == 128 + signal.SIGTERM
+    assert_server_stopped(folder)
