@@ -30,7 +30,7 @@ def _libpq_url(value: str) -> str:
         hosts = options.get("host", "").split(",")
         for host in hosts:
             if not host.startswith("/"):
-                host.encode("idna")
+                host.encode("idna")  # as getaddrinfo does, whose UnicodeError is not an OSError
         for address in filter(None, options.get("hostaddr", "").split(",")):
             ip_address(address)
         for name, number in options.items():
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
             if self.database_url is None:
                 raise ValueError("DATABASE_URL must be set when ENVIRONMENT=production")
             if missing and not self.auth_disabled:
-                raise ValueError("AUTH_JWKS_URL must be set when ENVIRONMENT=production, or AUTH_DISABLED=true")
+                raise ValueError("AUTH_JWKS_URL or AUTH_DISABLED=true must be set when ENVIRONMENT=production")
         if not missing and self.auth_disabled:
             raise ValueError("AUTH_DISABLED=true contradicts AUTH_JWKS_URL: unset one of them")
         return self
@@ -95,7 +95,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         fail_startup(
             "; ".join(
-                # `loc` is empty if a combination of settings is wrong.
+                # `loc` is empty if a combination of settings is invalid.
                 " ".join([*(str(name).upper() for name in e["loc"][:1]), e["msg"].removeprefix("Value error, ")])
                 for e in error.errors()
             )

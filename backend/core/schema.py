@@ -18,7 +18,7 @@ HEAD = "0002"
 
 
 def connect(url: str) -> connection:
-    """A blocking connection for migrations, to the server itself: Neon's pooler shares sessions between clients."""
+    """A blocking connection for migrations, not through Neon's pooler: the migration lock belongs to a session."""
     dsn = parse_dsn(connection_string(url))
     if "host" in dsn:
         dsn["host"] = re.sub(r"-pooler(?=\.[^,]*\bneon\b)", "", dsn["host"])
@@ -57,6 +57,6 @@ def upgrade_at_start(url: str) -> None:
     try:
         upgrade(url)
     except psycopg2.OperationalError as error:
-        logger.warning("not migrated, the database cannot be used: %s", " ".join(str(error).split()))
+        logger.warning("the database cannot be used, so it was not migrated: %s", " ".join(str(error).split()))
     except Exception as error:  # noqa: BLE001  # whatever it is, the service is useless without its schema
         fail_startup(f"the migration failed: {' '.join(str(next(iter(error.args), error)).split())}")

@@ -1,4 +1,4 @@
-"""Text and numbers with their bounds, for bodies, queries and headers alike, and the form of timestamps."""
+"""Text and numbers with their bounds, for bodies, queries and headers alike, and the format of timestamps."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -44,7 +44,7 @@ class _NotNull:
 Omittable = Annotated[T | None, _NotNull]
 """A parameter that may be absent: its value is then None, but OpenAPI does not offer null."""
 
-# Constraints precede the check for U+0000: pydantic applies constraints after a function to its result only.
+# Constraints precede the check for U+0000: pydantic applies a constraint that follows a function to its result only.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
     str,
