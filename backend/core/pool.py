@@ -60,8 +60,6 @@ class Pool:
         self._used_slots[user] -= 1
         if not self._used_slots[user]:
             del self._used_slots[user]
-        if not self._waiters:
-            return
         for next_user, waiters in list(self._waiters.items()):
             while waiters and waiters[0].done():
                 waiters.popleft()
