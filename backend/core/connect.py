@@ -11,7 +11,7 @@ from backend.core.types import TIMESTAMPTZ
 DEFAULTS = {
     "application_name": "task-service",
     "client_encoding": "utf8",
-    "connect_timeout": "10",
+    "connect_timeout": "10",  # for migrations; libpq ignores it in asynchronous mode
     "keepalives_idle": "30",
     "keepalives_interval": "5",
     "keepalives_count": "3",

@@ -38,9 +38,9 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None
         self._give_up_at = 0.0
         self._has_timer = False
-        self._file = raw.fileno()
+        self._fd = raw.fileno()
         self._poll = select.poll()
-        self._poll.register(self._file, select.POLLIN)
+        self._poll.register(self._fd, select.POLLIN)
         self.opened_at = self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
         self._watch()
@@ -53,7 +53,7 @@ class Connection:
         return bool(self._poll.poll(0))
 
     async def execute(self, sql: bytes, parameters: Mapping[str, Parameter], deadline: float) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows; PostgreSQL cancels it at the `deadline`.
+        """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
 
         Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
         and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
@@ -64,17 +64,17 @@ class Connection:
         if not self._has_timer:
             self._check_time()
         try:
-            # In one message, so in one implicit transaction: one round trip, and a pooled session stays unchanged.
-            message = b"SET LOCAL statement_timeout = %d; %b" % (max(1, (deadline - now) * 1000), sql)
-            self._cursor.execute(message, parameters)
+            milliseconds = max(1, int((deadline - now) * 1000))
+            self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
             if len(self._cursor.query or b"") > MAX_BUFFERED:
                 self._on_ready()
             await waiter
-            if self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE:
-                return self._cursor.fetchall()
-            raise psycopg2.OperationalError("the session is inside a transaction, so nothing was committed")
+            if self._raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+                self.close()
+                raise ConnectionLost("the session is still inside a transaction")
+            return self._cursor.fetchall()
         except psycopg2.Error as error:
-            # A pooler or coordinator in front of the server lost its connection, or does not know the outcome.
+            # 08… or 40003: a pooler or coordinator lost its connection to the server, or does not know the outcome.
             is_idle = self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
             if is_idle and not (error.pgcode or "").startswith(("08", "40003")):
                 raise
@@ -90,15 +90,15 @@ class Connection:
         """Close the connection; does not fail."""
         if not self.closed:
             self.closed = True
-            self._loop.remove_reader(self._file)
-            self._loop.remove_writer(self._file)
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
             self._raw.close()
 
     def _watch(self) -> None:
         if not self.closed:
-            self._loop.remove_writer(self._file)
-            self._loop.remove_reader(self._file)
-            self._loop.add_reader(self._file, self._on_ready)
+            self._loop.remove_writer(self._fd)
+            self._loop.remove_reader(self._fd)
+            self._loop.add_reader(self._fd, self._on_ready)
 
     def _on_ready(self) -> None:
         if self._waiter is None:
@@ -117,9 +117,9 @@ class Connection:
             if state == POLL_OK:
                 self._waiter.set_result(None)
             elif state == POLL_WRITE:
-                self._loop.add_writer(self._file, self._on_ready)
+                self._loop.add_writer(self._fd, self._on_ready)
             else:
-                # uvloop stops watching a socket at its first error, after this call.
+                # Watch the socket again: uvloop stops watching a socket at its first error, after this callback.
                 self._loop.call_soon(self._watch)
 
     def _check_time(self) -> None:

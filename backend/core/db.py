@@ -47,7 +47,9 @@ class Statement(Generic[Row]):
         if any(value is not None for value in compiled.params.values()):
             raise TypeError(f"{name}: a value is not a bindparam: {compiled.params}")
         self.name, self.retry, self.row = name, retry, row
-        self.sql = str(compiled).encode()
+        # Both commands are one message and one implicit transaction: they take one round trip and leave a pooled session
+        # unchanged. As bytes, psycopg2 need not encode them for each request.
+        self.sql = f"SET LOCAL statement_timeout = %(statement_timeout)s; {compiled}".encode()
 
 
 class Session:
@@ -98,7 +100,7 @@ class Session:
             logger.warning("%s failed: %s", statement.name, lost)
             raise unavailable("The database cannot be reached", outcome) from None
         except TimeoutError:
-            logger.warning("%s failed: no answer within %g s", statement.name, pool.timeout)
+            logger.warning("%s failed: no connection or no answer within %g s", statement.name, pool.timeout)
             raise unavailable("The database did not answer in time", outcome) from None
         finally:
             pool.release_slot(user)

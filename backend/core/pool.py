@@ -24,7 +24,7 @@ class Pool:
         self._slots_per_user = (size + 1) // 2
         self._used_slots: dict[object, int] = {}
         self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
-        # Last in, first out: under light load few connections stay warm and the others expire.
+        # Last in, first out: under light load a few connections stay in use and the others expire.
         self._idle: list[Connection] = []
         self._released = asyncio.Event()
         self._open = 0
@@ -44,7 +44,7 @@ class Pool:
         """Wait for a connection slot; raises TimeoutError after `timeout` seconds."""
         waiter = self.loop.create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
-        timer = self.loop.call_later(self.timeout, _expire, waiter)
+        timer = self.loop.call_later(self.timeout, _on_timeout, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
@@ -98,7 +98,7 @@ class Pool:
                 if not self._open:
                     raise
             async with asyncio.timeout_at(deadline):
-                # Not to connect again for each connection that another request gets.
+                # `_released` wakes all waiting requests: those without a connection wait again instead of connecting.
                 while self._open and not self._idle and not self._closed:
                     self._released.clear()
                     await self._released.wait()
@@ -122,6 +122,6 @@ class Pool:
             self._idle.pop().close()
 
 
-def _expire(waiter: "asyncio.Future[None]") -> None:
+def _on_timeout(waiter: "asyncio.Future[None]") -> None:
     if not waiter.done():
         waiter.set_exception(TimeoutError())

@@ -278,7 +278,6 @@ async def update(
 
     Returns None if this user has no such task, or if its version is not in `if_match`.
     """
-    # `model_dump` takes 20,000 instructions.
     fields = {name: value for name, value in vars(change).items() if name in change.model_fields_set}
     if not fields:
         row = await get(session, user_id, task_id)
@@ -321,7 +320,7 @@ async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
 
 
 def _ids(user_id: UUID, task_id: UUID, if_match: list[str] | None = None) -> dict[str, Parameter]:
-    # Three times as fast as `str`.
+    # `str` of a UUID takes three times as long.
     return {"user_id": to_jsonable_python(user_id), "id": to_jsonable_python(task_id), "if_match": if_match}
 
 
