@@ -17,6 +17,20 @@ from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
 SERVER_FOLDER = "TEST_SERVER_FOLDER"
+EMPTY = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$)' LOOP
+        EXECUTE format('DROP SCHEMA %%I CASCADE', name);
+    END LOOP;
+    EXECUTE format('ALTER DATABASE %%I RESET ALL', current_database());
+END $$;
+CREATE SCHEMA public;
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # Not in pytest's folder: the next run as root would make it inaccessible to the user that PostgreSQL runs as.
         folder = TemporaryDirectory()
         os.environ[SERVER_FOLDER] = folder.name
+        # A folder without certificates: otherwise each client of httpx reads certifi's, which takes 30 ms.
+        os.environ["SSL_CERT_DIR"] = folder.name
         config.add_cleanup(folder.cleanup)
 
 
@@ -52,11 +68,19 @@ def database_url(postgres_url: str) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def empty_database_url(postgres_url: str) -> Iterator[str]:
-    """A database without any table, for tests that change the schema or count rows."""
+@pytest.fixture(scope="session")
+def reused_database_url(postgres_url: str) -> Iterator[str]:
+    """A database for one test after the other."""
     with empty_database(postgres_url) as url:
         yield url
+
+
+@pytest.fixture
+def empty_database_url(reused_database_url: str) -> str:
+    """A database without any table, for tests that change the schema or count rows."""
+    # Emptied, because creating and dropping one takes PostgreSQL 0.1 s of CPU time.
+    execute(reused_database_url, EMPTY)
+    return reused_database_url
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from backend.tests.concurrency import until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
 from backend.tests.process_checks import assert_processes_end, assert_server_stopped, members, processes
+from backend.tests.raw_http import HEAD_LIMIT, UPGRADE, Raw, request, segments
 from backend.tests.serving import ROOT, Service, as_process, free_port
 
 PROGRAMS = Path(sys.executable).parent
@@ -67,7 +68,18 @@ def use(service: Service) -> str:
         for _ in range(8):
             assert client.get(created.headers["Location"]).json() == created.json()
         path: str = created.headers["Location"]
-        return path
+    assert_limits_apply(service, path)
+    return path
+
+
+def assert_limits_apply(service: Service, task: str) -> None:
+    """Assert that the HTTP server is the service's own, with its limits."""
+    with closing(Raw(service.base_url)) as raw:
+        data = request("PATCH", f"{task}/complete", UPGRADE, b'{"completed": false}')
+        assert raw.send(*segments(data, "head and body")).response().json()["completed"] is False
+    with closing(Raw(service.base_url)) as raw:
+        raw.send(request("GET", task, "X: " + "x" * HEAD_LIMIT + "\r\n"))
+        assert raw.response().status_code == 431
 
 
 def embedded_url(checkout: Path) -> str:
