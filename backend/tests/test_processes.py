@@ -19,6 +19,7 @@ import psycopg2
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
+from backend.__main__ import main
 from backend.core import schema
 from backend.tests.concurrency import until
 from backend.tests.database import execute
@@ -117,20 +118,12 @@ def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, t
     assert_clean_exit(service)
     assert_server_stopped(checkout / ".data")
 
-    with as_process(tmp_path, cwd=checkout) as service:
+    # Variables of libpq do not affect the embedded server.
+    env = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGCHANNELBINDING": "require"}
+    with as_process(tmp_path, cwd=checkout, env=env) as service:
         assert httpx.get(service.base_url + path).json() == task
-        service.stop(signal.SIGTERM)
-    assert_clean_exit(service)
-    assert_server_stopped(checkout / ".data")
-
-
-@pytest.mark.parametrize("database", ["embedded", "given"])
-def test_workers_share_a_database(checkout: Path, tmp_path: Path, database_url: str, database: str) -> None:
-    env = {"DATABASE_URL": database_url} if database == "given" else {}
-    with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout, env=env) as service:
-        until(lambda: service.log.count("Application startup complete") == 2)
         use(service)
-        send_ctrl_c(service)
+        service.stop(signal.SIGTERM)
     assert_clean_exit(service)
     assert_server_stopped(checkout / ".data")
 
@@ -178,7 +171,9 @@ def test_in_production_all_lines_of_uvicorn_are_json(
     options = ("--workers", "2", "--log-config", "backend/log_config.json") if workers == 2 else ()
     with as_process(tmp_path, *UVICORN, *options, cwd=checkout, env=env) as service:
         until(lambda: service.log.count("Application startup complete") == workers)
+        use(service)
         service.stop(signal.SIGTERM)
+    assert_clean_exit(service)
     messages = [json.loads(line)["message"] for line in service.log.splitlines()]
     for expected in ("Started server process", "Shutting down", "Finished server process"):
         assert sum(expected in message for message in messages) == workers
@@ -217,11 +212,12 @@ def test_after_a_second_ctrl_c_requests_are_answered_without_a_traceback(
     assert_processes_end(members(service.process.pid))
 
 
-def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections(
+def test_workers_share_an_embedded_server_and_one_is_replaced_without_free_connections(
     checkout: Path, tmp_path: Path
 ) -> None:
     with as_process(tmp_path, *UVICORN, "--workers", "2", cwd=checkout) as service, ExitStack() as connections:
         until(lambda: service.log.count("Application startup complete") == 2)
+        use(service)
         with suppress(psycopg2.OperationalError):
             while True:
                 connections.enter_context(closing(psycopg2.connect(embedded_url(checkout))))
@@ -231,6 +227,7 @@ def test_a_replaced_worker_starts_on_an_embedded_server_without_free_connections
         connections.close()
         use(service)
         send_ctrl_c(service)
+    assert_clean_exit(service)
     assert_server_stopped(checkout / ".data")
 
 
@@ -273,28 +270,45 @@ def test_a_signal_during_the_start_stops_the_embedded_server(checkout: Path, num
     assert_server_stopped(checkout / ".data")
 
 
-def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
+def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(
+    empty_database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     schema.upgrade(empty_database_url)
     execute(empty_database_url, "UPDATE alembic_version SET version_num = '9999'")
-    ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
-    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
-    assert re.search(r"(^|\n)Cannot start: the migration failed: [^\n]*9999[^\n]*\n\Z", ended.stderr)
-    assert "Traceback" not in ended.stderr
+    with pytest.raises(SystemExit) as stopped:
+        schema.upgrade_at_start(empty_database_url)
+    assert_one_line(stopped, capsys, "the migration failed: [^\n]*9999[^\n]*")
 
 
-def test_an_unknown_option_is_refused(checkout: Path, database_url: str) -> None:
-    ended = run(checkout, (*PYTHON_M, "--port={port}"), DATABASE_URL=database_url)
-    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
-    assert re.fullmatch(r"Cannot start: [^\n]*PORT[^\n]*\n", ended.stderr)
+def assert_one_line(stopped: pytest.ExceptionInfo[SystemExit], capsys: pytest.CaptureFixture[str], reason: str) -> None:
+    """Assert that the start ended with the documented status and this line only."""
+    printed = capsys.readouterr()
+    assert (stopped.value.code, printed.out) == (STARTUP_FAILURE, "")
+    assert re.fullmatch(rf"Cannot start: {reason}\n", printed.err)
 
 
-@pytest.mark.parametrize("host", ["é..test", "256.0.0.1"])
-def test_an_address_that_cannot_be_used_ends_the_start_with_one_line(
-    checkout: Path, database_url: str, host: str
+@pytest.mark.parametrize(
+    ("options", "host", "reason"),
+    [
+        pytest.param(["--port=1"], "127.0.0.1", "[^\n]*PORT[^\n]*", id="an option"),
+        pytest.param([], "\u00e9..test", "HOST [^\n]*", id="a name that cannot be encoded"),
+        pytest.param([], "256.0.0.1", "HOST [^\n]*", id="not an address"),
+    ],
+)
+def test_an_option_or_a_wrong_address_ends_the_start_with_one_line(
+    database_url: str,
+    options: list[str],
+    host: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ended = run(checkout, PYTHON_M, DATABASE_URL=database_url, HOST=host)
-    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
-    assert re.fullmatch(r"Cannot start: HOST [^\n]*\n", ended.stderr)
+    monkeypatch.setattr(sys, "argv", ["backend", *options])
+    for name, value in {"DATABASE_URL": database_url, "HOST": host, "PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert_one_line(stopped, capsys, reason)
 
 
 def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
@@ -303,15 +317,6 @@ def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> N
     assert ended.returncode == STARTUP_FAILURE
     assert re.search(r"\nCannot start: [^\n]*\.data[^\n]*\n[^\n]*Application startup failed[^\n]*\n\Z", ended.stderr)
     assert "Traceback" not in ended.stderr
-
-
-def test_pg_variables_do_not_affect_the_embedded_server(checkout: Path, tmp_path: Path) -> None:
-    env = {"PGHOSTADDR": "127.0.0.1", "PGPORT": "1", "PGCHANNELBINDING": "require"}
-    with as_process(tmp_path, *PYTHON_M, cwd=checkout, env=env) as service:
-        use(service)
-        service.stop(signal.SIGTERM)
-    assert_clean_exit(service)
-    assert_server_stopped(checkout / ".data")
 
 
 def test_a_wrong_setting_ends_every_command_with_one_line(checkout: Path) -> None:
