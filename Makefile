@@ -21,7 +21,7 @@ run: install ## serve on HOST:PORT, with an embedded PostgreSQL if DATABASE_URL 
 	@$(BIN)/python -m backend
 
 test: lint ## lint, check types and run all tests on a real PostgreSQL (ARGS="--cov" adds coverage)
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install ## check style and types
 	@$(BIN)/ruff check --quiet

@@ -17,6 +17,24 @@ from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
 SERVER_FOLDER = "TEST_SERVER_FOLDER"
+SLOWEST = [
+    "test_processes",
+    "test_http_edge",
+    "test_silent_connections",
+    "test_lifecycle",
+    "test_hosts",
+    "test_migrations",
+    "test_embedded",
+    "test_event_loops",
+    "test_overload",
+    "test_locked_rows",
+    "test_better_auth",
+    "test_broken_connections",
+    "test_dying_database",
+    "test_schema",
+    "test_fairness",
+    "test_hostile_input",
+]
 EMPTY = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid();
@@ -45,6 +63,11 @@ def pytest_configure(config: pytest.Config) -> None:
         # A folder without certificates: otherwise each client of httpx reads certifi's, which takes 30 ms.
         os.environ["SSL_CERT_DIR"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first, so that no process of a test run is left with one of them at the end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session")

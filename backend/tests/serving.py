@@ -34,7 +34,7 @@ def settings(database_url: str, **others: object) -> Settings:
 
 
 @contextmanager
-def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto") -> Iterator[str]:
+def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto", root_path: str = "") -> Iterator[str]:
     """Serve in a thread of this process; yields the base URL. At the end, waits for requests in flight."""
     if isinstance(app, Settings):
         app = create_app(app)
@@ -42,7 +42,15 @@ def in_thread(app: Settings | FastAPI, loop: Loop = "auto", http: Any = "auto") 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(2048)
-        config = uvicorn.Config(app, http=http, loop=loop, lifespan="on", log_config=None, timeout_graceful_shutdown=10)
+        config = uvicorn.Config(
+            app,
+            http=http,
+            loop=loop,
+            lifespan="on",
+            log_config=None,
+            timeout_graceful_shutdown=10,
+            root_path=root_path,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

@@ -55,23 +55,6 @@ def assert_works(base_url: str, tasks: str) -> None:
     assert [other.status_code for other in others] == [404] * 4
 
 
-@pytest.mark.parametrize("command", [PYTHON_M, UVICORN], ids=["python -m backend", "uvicorn"])
-def test_it_starts_without_the_database_and_connects_later(
-    proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...]
-) -> None:
-    proxy.refuse()
-    with as_process(tmp_path, *command, env={"DATABASE_URL": proxy.url}) as service:
-        live, *answers = send_concurrently(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
-        assert live.status_code == 200
-        for answer in answers:
-            assert_error(answer, 503)
-            assert answer.headers["Retry-After"] == "1"
-            assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
-        proxy.accept()
-        assert_works(service.base_url, tasks)
-        assert "Traceback" not in service.log
-
-
 def test_a_missing_schema_is_reported_with_the_command_that_creates_it(empty_database_url: str, tasks: str) -> None:
     with in_thread(settings(empty_database_url)) as url:
         for answer in send_concurrently(url, operations(tasks)):
@@ -94,23 +77,33 @@ def test_a_missing_schema_is_reported_with_the_command_that_creates_it(empty_dat
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
-def test_requests_in_flight_are_answered_during_a_stop(
+def test_it_starts_without_the_database_and_answers_requests_in_flight_during_a_stop(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
 ) -> None:
     env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}
+    proxy.refuse()
     with as_process(tmp_path, *command, env=env) as service, ThreadPoolExecutor() as pool:
         until(lambda: service.log.count("Application startup complete") == workers)
+        live, *answers = send_concurrently(service.base_url, [Call("GET", "/health/live"), *operations(tasks)])
+        assert live.status_code == 200
+        for answer in answers:
+            assert_error(answer, 503)
+            assert answer.headers["Retry-After"] == "1"
+            assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
+        proxy.accept()
+        assert_works(service.base_url, tasks)
+
         proxy.freeze()
         # One user may not use all connections.
         creations = [Call("POST", f"/api/{uuid4()}/tasks", {"title": "a"}) for _ in range(CLIENTS)]
-        answers = pool.submit(send_concurrently, service.base_url, creations)
+        created = pool.submit(send_concurrently, service.base_url, creations)
         for _ in range(CLIENTS):
             assert proxy.held.acquire(timeout=30)
         service.process.send_signal(signal.SIGTERM)
         until(lambda: service.log.count("Shutting down") == workers)
         if not stays_silent:
             proxy.thaw()
-        assert [answer.status_code for answer in answers.result()] == [503 if stays_silent else 201] * CLIENTS
+        assert [answer.status_code for answer in created.result()] == [503 if stays_silent else 201] * CLIENTS
         service.process.wait(30)
         assert "Traceback" not in service.log
 
@@ -214,24 +207,25 @@ def test_dropped_log_lines_are_counted(database_url: str, tmp_path: Path, tasks:
             until(lambda: b"log lines were dropped" in (log.read(65536) or b""))
 
 
-def test_passwords_are_never_shown_or_logged(proxy: Proxy, tmp_path: Path, tasks: str) -> None:
+def test_passwords_are_never_shown_or_logged(proxy: Proxy, tasks: str, caplog: pytest.LogCaptureFixture) -> None:
     password = parse_dsn(proxy.url).get("password", "xyzzy-plugh")
     url = proxy.url if password in proxy.url else f"{proxy.url}&password={password}"
-    env = {"DATABASE_URL": url, "DB_POOL_TIMEOUT": "0.5", "LOG_LEVEL": "debug"}
     output = ""
     proxy.refuse()
-    with as_process(tmp_path, env=env) as service:
-        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+    with in_thread(settings(url, db_pool_timeout=0.5, log_level="debug")) as base_url:
+        schema.upgrade_at_start(url)
+        output += "".join(answer.text for answer in send_concurrently(base_url, operations(tasks)))
         proxy.accept()
-        assert_works(service.base_url, tasks)
+        assert_works(base_url, tasks)
         proxy.faults = ["in the answer", "before the answer"]
-        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(base_url, operations(tasks)))
         proxy.cut_idle("shutdown")
         proxy.freeze()
-        output += "".join(answer.text for answer in send_concurrently(service.base_url, operations(tasks)))
+        output += "".join(answer.text for answer in send_concurrently(base_url, operations(tasks)))
         proxy.thaw()
-        service.stop(signal.SIGTERM)
-        output += service.log
+    output += caplog.text + str([vars(record) for record in caplog.records])
+    assert any(record.levelname == "DEBUG" for record in caplog.records)
+    assert "not migrated, the database cannot be used" in output
     assert "cannot be reached" in output
     assert "did not answer in time" in output
     assert password not in output

@@ -1,8 +1,5 @@
 """A real Better Auth server and the service on one database: sign up, get a token, use the API."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +9,16 @@ import httpx
 import jwt
 import psycopg2
 import pytest
+from alembic import command
 
 from backend.core import auth, schema
 from backend.tests import npm
 from backend.tests.better_auth import running
 from backend.tests.better_auth.running import Person, sign_up
+from backend.tests.concurrency import until
 from backend.tests.conftest import empty_database
-from backend.tests.serving import ROOT, Service, as_process, in_thread, settings
+from backend.tests.core.test_schema import configuration
+from backend.tests.serving import Service, as_process, in_thread, settings
 
 BETTER_AUTHS_TABLES = {"user", "session", "account", "verification", "jwks"}
 OUR_TABLES = {"users", "tasks", "alembic_version"}
@@ -61,12 +61,16 @@ def better_auth(node: str, shared_database: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def api(better_auth: str, shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client, without a token of its own, of a service that trusts Better Auth."""
-    with (
-        production(better_auth, shared_database, tmp_path_factory.mktemp("service")) as service,
-        httpx.Client(base_url=service.base_url, timeout=30) as client,
-    ):
+def service(better_auth: str, shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that trusts Better Auth."""
+    with production(better_auth, shared_database, tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def api(service: Service) -> Iterator[httpx.Client]:
+    """A client of the service without a token of its own."""
+    with httpx.Client(base_url=service.base_url, timeout=30) as client:
         yield client
 
 
@@ -148,16 +152,24 @@ def test_without_a_token_every_operation_is_401(api: httpx.Client, ada: Person) 
     assert all_tasks(api, ada) == before
 
 
+def test_no_log_line_contains_a_token_or_personal_data(better_auth: str, service: Service, api: httpx.Client) -> None:
+    person = sign_up(better_auth)
+    claims = jwt.decode(person.token, options={"verify_signature": False})
+    assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)
+    create(api, person)
+    assert api.get(f"/api/{uuid4()}/tasks", headers=person.authorization).status_code == 403
+    forged = {"Authorization": person.authorization["Authorization"][:-4] + "AAAA"}
+    last = {"X-Request-ID": uuid4().hex}
+    assert api.get(person.tasks, headers=forged | last).status_code == 401
+    until(lambda: last["X-Request-ID"] in service.log)
+    assert service.log.count("/api/{user_id}/tasks") >= 3
+    for secret in (*person.token.split("."), person.id, person.name, person.email):
+        assert secret not in service.log
+
+
 def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Person, shared_database: str) -> None:
     create(api, ada)
-    check = subprocess.run(
-        [sys.executable, "-m", "alembic", "check"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "DATABASE_URL": shared_database},
-        capture_output=True,
-        text=True,
-    )
-    assert check.returncode == 0, check.stdout + check.stderr
+    command.check(configuration(shared_database))
     connection = psycopg2.connect(shared_database)
     with connection.cursor() as cursor:
         cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
@@ -165,15 +177,13 @@ def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Perso
     connection.close()
 
 
-def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service(
-    node: str, postgres_url: str, tmp_path: Path
-) -> None:
+def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service(node: str, postgres_url: str) -> None:
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
         with (
             running.serving(node, url) as (better_auth, _),
-            production(better_auth, url, tmp_path) as service,
-            httpx.Client(base_url=service.base_url, timeout=30) as api,
+            in_thread(settings(url, **trusting(better_auth))) as base_url,
+            httpx.Client(base_url=base_url, timeout=30) as api,
         ):
             create(api, sign_up(better_auth))
 
@@ -200,12 +210,12 @@ def test_a_new_key_is_fetched_with_its_first_token(
         create(api, late)
 
 
-def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_database: str, tmp_path: Path) -> None:
+def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_database: str) -> None:
     with running.serving(node, shared_database) as (better_auth, process):
         early, late = sign_up(better_auth), sign_up(better_auth)
         with (
-            production(better_auth, shared_database, tmp_path) as service,
-            httpx.Client(base_url=service.base_url, timeout=30) as api,
+            in_thread(settings(shared_database, **trusting(better_auth))) as base_url,
+            httpx.Client(base_url=base_url, timeout=30) as api,
         ):
             create(api, early)
             process.kill()
@@ -214,20 +224,3 @@ def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_dat
                 httpx.get(f"{better_auth}/api/auth/jwks")
             create(api, early)
             create(api, late)
-
-
-def test_no_log_line_contains_a_token_or_personal_data(better_auth: str, shared_database: str, tmp_path: Path) -> None:
-    person = sign_up(better_auth)
-    claims = jwt.decode(person.token, options={"verify_signature": False})
-    assert (claims["sub"], claims["name"], claims["email"]) == (person.id, person.name, person.email)
-    with (
-        production(better_auth, shared_database, tmp_path) as service,
-        httpx.Client(base_url=service.base_url, timeout=30) as api,
-    ):
-        create(api, person)
-        assert api.get(f"/api/{uuid4()}/tasks", headers=person.authorization).status_code == 403
-        forged = {"Authorization": person.authorization["Authorization"][:-4] + "AAAA"}
-        assert api.get(person.tasks, headers=forged).status_code == 401
-    assert service.log.count("/api/{user_id}/tasks") >= 3
-    for secret in (*person.token.split("."), person.id, person.name, person.email):
-        assert secret not in service.log

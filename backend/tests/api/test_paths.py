@@ -1,6 +1,5 @@
 """Paths: a slash at the end changes nothing, HEAD works wherever GET does, and URLs in headers are canonical."""
 
-import sys
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
@@ -8,7 +7,7 @@ import httpx
 import pytest
 
 from backend.tests.errors import assert_error
-from backend.tests.serving import as_process
+from backend.tests.serving import in_thread, settings
 
 PAGES = ["/docs", "/redoc", "/redoc.js", "/openapi.json", "/health", "/health/live", "/static/favicon.png"]
 SPELLINGS = ["{}", "%7B{}%7D", "urn:uuid:{}"]
@@ -123,13 +122,9 @@ def test_a_connection_can_be_reused_after_head(client: httpx.Client, task: str) 
 
 
 @pytest.fixture(scope="module")
-def prefixed(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def prefixed(database_url: str) -> Iterator[httpx.Client]:
     """A client of a service behind a proxy that removes the prefix /v1."""
-    command = [sys.executable, "-m", "uvicorn", "backend.main:app", "--port", "{port}", "--root-path", "/v1"]
-    with (
-        as_process(tmp_path_factory.mktemp("service"), *command, env={"DATABASE_URL": database_url}) as service,
-        httpx.Client(base_url=service.base_url) as client,
-    ):
+    with in_thread(settings(database_url), root_path="/v1") as url, httpx.Client(base_url=url) as client:
         yield client
 
 

@@ -1,7 +1,5 @@
 """Authentication switched on and off: settings, the log, the OpenAPI document, and the protected routes."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +13,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from backend.main import create_app
 from backend.tests.errors import assert_error
-from backend.tests.serving import ROOT, in_thread, settings
+from backend.tests.serving import in_thread, settings
 
 NAMES = ("auth_jwks_url", "auth_issuer", "auth_audience")
 ON = dict.fromkeys(NAMES, "https://auth.example.org")
@@ -46,17 +44,19 @@ def test_the_three_settings_are_required_together(given: int) -> None:
     )
 
 
-def test_an_issuer_without_keys_ends_the_start_with_one_line(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", "import backend.main"],
-        env={"PYTHONPATH": str(ROOT), "AUTH_ISSUER": "https://auth.example.org"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == STARTUP_FAILURE
-    assert ended.stderr.count("\n") == 1
-    assert "AUTH_JWKS_URL and AUTH_AUDIENCE" in ended.stderr
+def test_an_issuer_without_keys_ends_the_start_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("AUTH_ISSUER", "https://auth.example.org")
+    with pytest.raises(SystemExit) as stopped:
+        create_app()
+    assert stopped.value.code == STARTUP_FAILURE
+    error_output = capsys.readouterr().err
+    assert error_output.count("\n") == 1
+    assert "AUTH_JWKS_URL and AUTH_AUDIENCE" in error_output
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -138,7 +138,7 @@ async def kill_under_load(database: Database, base_url: str, tasks: str, ledger:
         for _ in range(CLIENTS):
             group.create_task(run_client(client, tasks, ledger, stop))
         for _ in range(KILLS):
-            await ledger.wait_for_more(20 * CLIENTS, served=True)
+            await ledger.wait_for_more(5 * CLIENTS, served=True)
             await asyncio.to_thread(database.kill)
             await ledger.wait_for_more(CLIENTS, served=False)
             await asyncio.to_thread(database.start)
