@@ -291,7 +291,6 @@ def assert_one_line(stopped: pytest.ExceptionInfo[SystemExit], capsys: pytest.Ca
     ("options", "host", "reason"),
     [
         pytest.param(["--port=1"], "127.0.0.1", "[^\n]*PORT[^\n]*", id="an option"),
-        pytest.param([], "\u00e9..test", "HOST [^\n]*", id="a name that cannot be encoded"),
         pytest.param([], "256.0.0.1", "HOST [^\n]*", id="not an address"),
     ],
 )
@@ -309,6 +308,12 @@ def test_an_option_or_a_wrong_address_ends_the_start_with_one_line(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert_one_line(stopped, capsys, reason)
+
+
+def test_a_host_that_cannot_be_encoded_ends_the_start_with_one_line(checkout: Path, database_url: str) -> None:
+    ended = run(checkout, PYTHON_M, DATABASE_URL=database_url, HOST="é..test")
+    assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
+    assert re.fullmatch(r"Cannot start: HOST [^\n]*\n", ended.stderr)
 
 
 def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
