@@ -71,6 +71,22 @@ def test_if_match_on_a_missing_task_is_404_and_not_412(
         assert_error(write(client, f"{tasks}/{task_id}", {"If-Match": match}), 404)
 
 
+def test_a_put_of_nothing_requires_the_if_match_too(client: httpx.Client, tasks: str) -> None:
+    created = client.post(tasks, json={"title": "Buy milk"})
+    path, etag = created.headers["Location"], created.headers["ETag"]
+    for match in (etag, "*", f'"other", {etag}'):
+        unchanged = client.put(path, json={}, headers={"If-Match": match})
+        assert (unchanged.status_code, unchanged.headers["ETag"]) == (200, etag)
+        assert unchanged.json() == created.json()
+    for match in ('"other"', f"W/{etag}", etag.strip('"'), "", '"*"'):
+        assert_error(client.put(path, json={}, headers={"If-Match": match}), 412)
+    changed = client.put(path, json={"title": "Buy oat milk"})
+    assert_error(client.put(path, json={}, headers={"If-Match": etag}), 412)
+    assert client.get(path).json() == changed.json()
+    for match in ("*", '"other"'):
+        assert_error(client.put(f"{tasks}/{uuid4()}", json={}, headers={"If-Match": match}), 404)
+
+
 def test_without_if_match_the_last_write_wins(client: httpx.Client, tasks: str) -> None:
     path = client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
     for title in ("one", "two"):

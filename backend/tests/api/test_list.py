@@ -113,6 +113,17 @@ def test_an_invalid_parameter_is_refused(client: httpx.Client, tasks: str, name:
     assert_error(client.get(tasks, params={name: value}), 422, "query", name)
 
 
+def test_pages_by_cursor_contain_tasks_of_other_years(
+    client: httpx.Client, database_url: str, user: str, tasks: str
+) -> None:
+    times = [f"{year}-01-01T00:00:00.000001Z" for year in (2286, 2001, 1970)]
+    created = add(client, tasks, *(f"created {time}" for time in reversed(times)))
+    for task, time in zip(created, times, strict=True):
+        execute(database_url, "UPDATE tasks SET created_at = %s WHERE user_id = %s AND id = %s", (time, user, task))
+    pages = list(walk(client, f"{tasks}?limit=1"))
+    assert [ids(page) for page in pages] == [[task] for task in created]
+
+
 def test_a_changed_cursor_or_one_with_an_offset_is_refused(client: httpx.Client, tasks: str) -> None:
     add(client, tasks, "a", "b")
     cursor = dict(parameters(client.get(tasks, params={"limit": 1}).links["next"]))["cursor"]

@@ -68,6 +68,17 @@ VARIANTS = [
     Variant("set, If-Match", "PATCH", ONE + "/complete", 200, {"If-Match": "{etag}"}, {"completed": True}),
     Variant("delete", "DELETE", ONE, 204),
     Variant("delete, If-Match", "DELETE", ONE, 204, {"If-Match": "{etag}"}),
+    *(
+        Variant(f"{name}, no such task", method, f"/{{missing}}{path}", 404, {}, json)
+        for name, method, path, json in (
+            ("get", "GET", "", None),
+            ("put", "PUT", "", {"title": "c"}),
+            ("put of nothing", "PUT", "", {}),
+            ("toggle", "PATCH", "/complete", None),
+            ("set", "PATCH", "/complete", {"completed": True}),
+            ("delete", "DELETE", "", None),
+        )
+    ),
     Variant("health", "GET", "/health"),
 ]
 
@@ -82,6 +93,7 @@ def prepare(client: httpx.Client, tasks: str) -> dict[str, str]:
         "etag": task.headers["ETag"],
         "cursor": client.get(tasks, params={"limit": 1}).links["next"]["url"].rpartition("=")[2],
         "new_user": str(uuid4()),
+        "missing": str(uuid4()),
     }
 
 
@@ -117,5 +129,8 @@ def test_liveness_does_not_query_the_database(client: httpx.Client, proxy: Proxy
 def test_every_operation_has_a_variant(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     methods = sorted(method.upper() for path, item in paths.items() for method in item if path != "/health/live")
-    tested = {(v.method, v.path.partition("?")[0].replace("/api/{new_user}/tasks", "")) for v in VARIANTS}
+    tested = {
+        (v.method, v.path.partition("?")[0].replace("/api/{new_user}/tasks", "").replace("missing", "id"))
+        for v in VARIANTS
+    }
     assert sorted(method for method, _ in tested) == methods

@@ -131,6 +131,19 @@ def test_an_incomplete_answer_does_not_delay_other_requests(proxy: Proxy, tasks:
         assert client.get(location).json()["completed"] is True
 
 
+def test_a_late_statement_is_not_sent_again(proxy: Proxy, tasks: str) -> None:
+    with in_thread(settings(proxy.url, db_pool_timeout=0.4)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        location = client.post(tasks, json={"title": "old"}).headers["Location"]
+        for method, outcome in (("PUT", MAYBE_WRITTEN), ("GET", NOT_WRITTEN)):
+            assert client.get(location).json()["title"] == "old"
+            # The open connection loses what is sent; a new one would work.
+            proxy.silence("swallow")
+            answer = client.request(method, location, json={"title": "new"})
+            assert_error(answer, 503)
+            assert answer.json()["detail"] == f"The database did not answer in time; {outcome}."
+        assert client.get(location).json()["title"] == "old"
+
+
 def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.6)) as url,
