@@ -6,6 +6,8 @@ from typing import Any
 
 import psycopg2
 
+from backend.tests.concurrency import until
+
 
 def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
     """Run one statement in its own transaction; returns its rows, if any."""
@@ -24,4 +26,4 @@ def blocking_writes(url: str, task_id: str) -> Iterator[None]:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        assert any(execute(url, waiting)[0][0] >= 2 for _ in range(5_000)), "no session waits for the lock"
+        until(lambda: execute(url, waiting)[0][0] >= 2)

@@ -6,6 +6,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from backend.tests.database import execute
 from backend.tests.errors import assert_error
 
 WHOLE = {"title": "Buy milk", "description": "Two bottles", "completed": True}
@@ -71,6 +72,16 @@ def test_every_write_increases_updated_at_and_keeps_created_at(client: httpx.Cli
     assert later == sorted(set(later))
     assert later[0] > moments[-1]
     assert {response.json()["created_at"] for response in responses} == {created.json()["created_at"]}
+
+
+def test_updated_at_increases_even_if_the_clock_is_set_back(
+    client: httpx.Client, database_url: str, user: str, tasks: str
+) -> None:
+    path = client.post(tasks, json=WHOLE).headers["Location"]
+    execute(database_url, "UPDATE tasks SET updated_at = now() + interval '1 day' WHERE user_id = %s", (user,))
+    responses = [client.get(path), client.put(path, json=WHOLE), client.patch(f"{path}/complete"), client.get(path)]
+    first, second, third, found = (response.json()["updated_at"] for response in responses)
+    assert first < second < third == found
 
 
 def test_updating_a_missing_task_or_one_of_another_user_is_404(client: httpx.Client, tasks: str) -> None:
