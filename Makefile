@@ -20,8 +20,9 @@ install: $(BIN)/installed ## install the dependencies into .venv
 run: install ## serve on HOST:PORT, with an embedded PostgreSQL if DATABASE_URL is unset
 	@$(BIN)/python -m backend
 
+# More processes than cores, because many tests wait. With bytecode, the assertions of the tests are rewritten only once.
 test: lint ## lint, check types and run all tests on a real PostgreSQL (ARGS="--cov" adds coverage)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=5 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install ## check style and types
 	@$(BIN)/ruff check --quiet

@@ -177,15 +177,24 @@ def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Perso
     connection.close()
 
 
-def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service(node: str, postgres_url: str) -> None:
+def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service_and_its_keys_outlive_it(
+    node: str, postgres_url: str
+) -> None:
     with empty_database(postgres_url) as url:
         schema.upgrade(url)
-        with (
-            running.serving(node, url) as (better_auth, _),
-            in_thread(settings(url, **trusting(better_auth))) as base_url,
-            httpx.Client(base_url=base_url, timeout=30) as api,
-        ):
-            create(api, sign_up(better_auth))
+        with running.serving(node, url) as (better_auth, process):
+            early, late = sign_up(better_auth), sign_up(better_auth)
+            with (
+                in_thread(settings(url, **trusting(better_auth))) as base_url,
+                httpx.Client(base_url=base_url, timeout=30) as api,
+            ):
+                create(api, early)
+                process.kill()
+                process.wait()
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(f"{better_auth}/api/auth/jwks")
+                create(api, early)
+                create(api, late)
 
 
 def test_a_new_key_is_fetched_with_its_first_token(
@@ -208,19 +217,3 @@ def test_a_new_key_is_fetched_with_its_first_token(
         assert keys[0] == keys[1] != keys[2]
         create(api, after)
         create(api, late)
-
-
-def test_known_keys_keep_working_while_better_auth_is_down(node: str, shared_database: str) -> None:
-    with running.serving(node, shared_database) as (better_auth, process):
-        early, late = sign_up(better_auth), sign_up(better_auth)
-        with (
-            in_thread(settings(shared_database, **trusting(better_auth))) as base_url,
-            httpx.Client(base_url=base_url, timeout=30) as api,
-        ):
-            create(api, early)
-            process.kill()
-            process.wait()
-            with pytest.raises(httpx.TransportError):
-                httpx.get(f"{better_auth}/api/auth/jwks")
-            create(api, early)
-            create(api, late)
