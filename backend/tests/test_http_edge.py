@@ -24,7 +24,6 @@ from backend.tests.raw_http import HEAD_LIMIT, UPGRADE, Raw, request, segments
 from backend.tests.serving import Service, as_process, in_thread, settings
 
 BIN = Path(sys.executable).parent
-PYTHON_M = (sys.executable, "-m", "backend")
 UVICORN = (str(BIN / "uvicorn"), "backend.main:app", "--port", "{port}")
 SHORT_LIMITS = """
 import runpy
