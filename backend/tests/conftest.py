@@ -35,7 +35,9 @@ SLOWEST = [
     "test_fairness",
     "test_hostile_input",
 ]
+# PgBouncer may have given this session the lock of an earlier migration.
 EMPTY = """
+SELECT pg_advisory_unlock_all();
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid();
 DO $$

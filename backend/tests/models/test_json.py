@@ -10,6 +10,7 @@ import pytest
 
 from backend.core import schema
 from backend.models.task import TaskRead
+from backend.tests.conftest import empty_database
 from backend.tests.database import execute
 from backend.tests.serving import in_thread, settings
 
@@ -61,7 +62,7 @@ def test_times_are_serialized_with_six_digits_in_utc(
 
 
 @pytest.fixture
-def unusual_settings_client(postgres_url: str, empty_database_url: str) -> Iterator[httpx.Client]:
+def unusual_settings_client(postgres_url: str) -> Iterator[httpx.Client]:
     """A client of a service on a database whose settings change how values are read and written."""
     odd = {
         "TimeZone": "Asia/Kathmandu",
@@ -69,14 +70,15 @@ def unusual_settings_client(postgres_url: str, empty_database_url: str) -> Itera
         "IntervalStyle": "sql_standard",
         "bytea_output": "escape",
     }
-    # Before any session exists, for example that of a pooler.
-    name = urlsplit(empty_database_url).path.strip("/")
-    for setting, value in odd.items():
-        execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
-    schema.upgrade(empty_database_url)
-    assert execute(empty_database_url, "SHOW TimeZone") == [("Asia/Kathmandu",)]
-    with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
-        yield client
+    with empty_database(postgres_url) as url:
+        # Before any session exists, for example that of a pooler.
+        name = urlsplit(url).path.strip("/")
+        for setting, value in odd.items():
+            execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
+        schema.upgrade(url)
+        assert execute(url, "SHOW TimeZone") == [("Asia/Kathmandu",)]
+        with in_thread(settings(url)) as url, httpx.Client(base_url=url) as client:
+            yield client
 
 
 def test_database_settings_do_not_change_the_json(
