@@ -62,8 +62,8 @@ def test_times_are_serialized_with_six_digits_in_utc(
 
 
 @pytest.fixture
-def unusual_settings_client(postgres_url: str) -> Iterator[httpx.Client]:
-    """A client of a service on a database whose settings change how values are read and written."""
+def unusual_database_url(postgres_url: str) -> Iterator[str]:
+    """A database whose settings change how values are read and written."""
     odd = {
         "TimeZone": "Asia/Kathmandu",
         "DateStyle": "SQL, DMY",
@@ -77,12 +77,18 @@ def unusual_settings_client(postgres_url: str) -> Iterator[httpx.Client]:
             execute(postgres_url, f"ALTER DATABASE {name} SET {setting} = '{value}'")
         schema.upgrade(url)
         assert execute(url, "SHOW TimeZone") == [("Asia/Kathmandu",)]
-        with in_thread(settings(url)) as url, httpx.Client(base_url=url) as client:
-            yield client
+        yield url
+
+
+@pytest.fixture
+def unusual_settings_client(unusual_database_url: str) -> Iterator[httpx.Client]:
+    """A client of a service on that database."""
+    with in_thread(settings(unusual_database_url)) as url, httpx.Client(base_url=url) as client:
+        yield client
 
 
 def test_database_settings_do_not_change_the_json(
-    unusual_settings_client: httpx.Client, empty_database_url: str
+    unusual_settings_client: httpx.Client, unusual_database_url: str
 ) -> None:
     path = f"/api/{uuid4()}/tasks"
     created = [unusual_settings_client.post(path, json={"title": text.strip(), "description": text}) for text in TEXTS]
@@ -91,7 +97,7 @@ def test_database_settings_do_not_change_the_json(
         assert_equals_model_output(response.content)
         moment = datetime.fromisoformat(response.json()["created_at"])
         sql = "SELECT created_at = %s FROM tasks WHERE id = %s"
-        assert execute(empty_database_url, sql, (moment, response.json()["id"])) == [(True,)]
+        assert execute(unusual_database_url, sql, (moment, response.json()["id"])) == [(True,)]
     page, walked = unusual_settings_client.get(path, params={"limit": 2}), b""
     while "next" in page.links:
         walked += page.content[1:-1] + b","
