@@ -22,7 +22,7 @@ run: install ## serve on HOST:PORT, with an embedded PostgreSQL if DATABASE_URL 
 
 # More processes than cores, because many tests wait. With bytecode, the assertions of the tests are rewritten only once.
 test: lint ## lint, check types and run all tests on a real PostgreSQL (ARGS="--cov" adds coverage)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=5 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install ## check style and types
 	@$(BIN)/ruff check --quiet

@@ -46,7 +46,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     # The same steps in every run.
     derandomize=True,
     database=None,
