@@ -47,7 +47,7 @@ class Statement(Generic[Row]):
         if any(value is not None for value in compiled.params.values()):
             raise TypeError(f"{name}: a value is not a bindparam: {compiled.params}")
         self.name, self.retry, self.row = name, retry, row
-        # Both commands are one message and one implicit transaction: they take one round trip and leave a pooled session
+        # Both commands are one message and one implicit transaction: one round trip, and a pooled session stays
         # unchanged. As bytes, psycopg2 need not encode them for each request.
         self.sql = f"SET LOCAL statement_timeout = %(statement_timeout)s; {compiled}".encode()
 
