@@ -56,7 +56,8 @@ class Connection:
         """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
 
         Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
-        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
+        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`, checked every CHECK_INTERVAL. The last two
+        close the connection.
         """
         self._waiter = waiter = self._loop.create_future()
         self._last_used = now = self._loop.time()

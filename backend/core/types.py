@@ -44,7 +44,8 @@ class _NotNull:
 Omittable = Annotated[T | None, _NotNull]
 """A parameter that may be absent: its value is then None, but OpenAPI does not offer null."""
 
-# Constraints precede the check for U+0000: pydantic applies a constraint that follows a function to its result only.
+# Keep the constraints before NoNul: after a validator function, pydantic checks lengths before it strips white space,
+# so a blank title would pass.
 NoNul = AfterValidator(_without_nul)
 Title = Annotated[
     str,

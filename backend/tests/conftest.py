@@ -131,7 +131,7 @@ def base_url(database_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(base_url: str) -> Iterator[httpx.Client]:
     """A client of the service."""
-    # Without limits: above one, a thread of the client closes a connection that another thread is about to use.
+    # Without connection limits: above one, a thread of the client closes a connection that another is about to use.
     with httpx.Client(base_url=base_url, timeout=30, limits=httpx.Limits()) as session:
         yield session
 

@@ -19,7 +19,7 @@ def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple
 
 @contextmanager
 def blocking_writes(url: str, task_id: str) -> Iterator[None]:
-    """Lock a task until the end of the block, when at least two sessions must wait for the lock."""
+    """Lock a task until the end of the block; then assert that at least two sessions wait for the lock."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT id FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
         yield

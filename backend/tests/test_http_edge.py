@@ -1,4 +1,4 @@
-"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, a stop under load."""
+"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, shutdown under load."""
 
 import re
 import shutil
@@ -425,7 +425,7 @@ def test_the_service_recovers_after_running_out_of_file_descriptors(database_url
 # Stop
 
 
-def test_the_longest_allowed_request_is_answered_during_a_stop(database_url: str, tmp_path: Path) -> None:
+def test_the_longest_allowed_request_is_answered_during_shutdown(database_url: str, tmp_path: Path) -> None:
     env = {"DATABASE_URL": database_url, "DB_POOL_TIMEOUT": "0.1"}
     with as_process(tmp_path, env=env) as service:
         tasks = f"/api/{uuid4()}/tasks"
@@ -443,7 +443,7 @@ def test_the_longest_allowed_request_is_answered_during_a_stop(database_url: str
 
 
 @pytest.mark.parametrize("command", [UVICORN, (*UVICORN, "--workers", "2")], ids=["1 worker", "2 workers"])
-def test_a_stop_under_load_answers_every_request(
+def test_shutdown_under_load_answers_every_request(
     database_url: str, client: httpx.Client, tmp_path: Path, tasks: str, command: tuple[str, ...]
 ) -> None:
     counts = {"answered": 0, "never accepted": 0, "unanswered": 0}

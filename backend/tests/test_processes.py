@@ -247,7 +247,7 @@ finally:
     assert re.search(r"^Cannot start: [^\n]*\.data[^\n]*$", ended.stderr, re.MULTILINE)
 
 
-def test_a_failed_migration_ends_the_start_with_one_line(checkout: Path, empty_database_url: str) -> None:
+def test_a_failed_migration_fails_startup_with_one_line(checkout: Path, empty_database_url: str) -> None:
     execute(empty_database_url, "CREATE TABLE users (s3cret int)")
     ended = run(checkout, PYTHON_M, DATABASE_URL=empty_database_url)
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
@@ -270,7 +270,7 @@ def test_a_signal_during_the_start_stops_the_embedded_server(checkout: Path, num
     assert_server_stopped(checkout / ".data")
 
 
-def test_a_database_ahead_of_the_code_ends_the_start_with_one_line(
+def test_a_database_ahead_of_the_code_fails_startup_with_one_line(
     empty_database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schema.upgrade(empty_database_url)
@@ -294,7 +294,7 @@ def assert_one_line(stopped: pytest.ExceptionInfo[SystemExit], capsys: pytest.Ca
         pytest.param([], "256.0.0.1", "HOST [^\n]*", id="not an address"),
     ],
 )
-def test_an_option_or_a_wrong_address_ends_the_start_with_one_line(
+def test_an_option_or_a_wrong_address_fails_startup_with_one_line(
     database_url: str,
     options: list[str],
     host: str,
@@ -310,7 +310,7 @@ def test_an_option_or_a_wrong_address_ends_the_start_with_one_line(
     assert_one_line(stopped, capsys, reason)
 
 
-def test_a_host_that_cannot_be_encoded_ends_the_start_with_one_line(checkout: Path, database_url: str) -> None:
+def test_a_host_that_cannot_be_encoded_fails_startup_with_one_line(checkout: Path, database_url: str) -> None:
     ended = run(checkout, PYTHON_M, DATABASE_URL=database_url, HOST="é..test")
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.fullmatch(r"Cannot start: HOST [^\n]*\n", ended.stderr)

@@ -1,4 +1,4 @@
-"""Paths: a slash at the end changes nothing, HEAD works wherever GET does, and URLs in headers are canonical."""
+"""Paths: a trailing slash changes nothing, HEAD works wherever GET does, and URLs in headers are canonical."""
 
 from collections.abc import Callable, Iterator
 from uuid import UUID
@@ -37,12 +37,12 @@ def task(client: httpx.Client, tasks: str) -> str:
 @pytest.mark.parametrize(
     "page", [*PAGES, "/nothing", "/api", "/api/x/tasks", f"/api/{UUID(int=1)}/tasks/{UUID(int=2)}"]
 )
-def test_a_slash_at_the_end_of_a_path_changes_nothing(client: httpx.Client, page: str) -> None:
+def test_a_trailing_slash_changes_nothing(client: httpx.Client, page: str) -> None:
     assert_same(client.get(f"{page}/"), client.get(page))
     assert_same(client.delete(f"{page}/"), client.delete(page))
 
 
-def test_every_operation_takes_a_slash_at_the_end(client: httpx.Client, tasks: str) -> None:
+def test_every_operation_accepts_a_trailing_slash(client: httpx.Client, tasks: str) -> None:
     created = client.post(f"{tasks}/", json={"title": "Buy milk"}, headers={"Idempotency-Key": "k"})
     assert created.status_code == 201
     task = created.headers["Location"]
@@ -56,7 +56,7 @@ def test_every_operation_takes_a_slash_at_the_end(client: httpx.Client, tasks: s
 
 
 @pytest.mark.parametrize("way", ["limit=1", "limit=1&offset=1"])
-def test_links_are_the_same_with_a_slash_at_the_end(client: httpx.Client, tasks: str, task: str, way: str) -> None:
+def test_links_are_the_same_with_a_trailing_slash(client: httpx.Client, tasks: str, task: str, way: str) -> None:
     for _ in range(2):
         client.post(tasks, json={"title": "Buy salt"})
     with_slash, without = client.get(f"{tasks}/?{way}"), client.get(f"{tasks}?{way}")
@@ -128,7 +128,7 @@ def prefixed(database_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_behind_a_prefix_a_slash_at_the_end_changes_nothing(prefixed: httpx.Client) -> None:
+def test_behind_a_prefix_a_trailing_slash_changes_nothing(prefixed: httpx.Client) -> None:
     assert prefixed.get("/").headers["Location"] == "docs"
     for page in PAGES:
         assert_same(prefixed.get(f"{page}/"), prefixed.get(page))

@@ -256,7 +256,7 @@ def test_without_a_key_there_is_one_fetch_per_second(
     assert keyless_issuer.fetches == 2
 
 
-def test_a_retry_after_retry_after_reaches_an_issuer_that_has_recovered(database_url: str, clock: Clock) -> None:
+def test_after_the_retry_after_delay_a_recovered_issuer_is_reached(database_url: str, clock: Clock) -> None:
     with publishing() as issuer, trusting(database_url, issuer) as api:
         issuer.answer = disconnect
         refused = list_tasks(api, issuer)

@@ -44,7 +44,7 @@ def test_the_three_settings_are_required_together(given: int) -> None:
     )
 
 
-def test_an_issuer_without_keys_ends_the_start_with_one_line(
+def test_an_issuer_without_keys_fails_startup_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

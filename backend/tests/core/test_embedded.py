@@ -237,7 +237,7 @@ def test_the_server_runs_as_the_user_who_started_it(folder: Path) -> None:
     assert_server_stopped(folder)
 
 
-def test_an_unusable_folder_ends_the_start_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_folder_fails_startup_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".data").write_text("a file")
     with pytest.raises(SystemExit) as stopped, embedded.postgres(folder / ".data"):
         pass
@@ -245,7 +245,7 @@ def test_an_unusable_folder_ends_the_start_with_one_line(folder: Path, capsys: p
     assert re.fullmatch(r"Cannot start: [^\n]+\.data[^\n]*\n", capsys.readouterr().err)
 
 
-def test_a_server_that_does_not_start_ends_the_start_with_one_line(
+def test_a_server_that_does_not_start_fails_startup_with_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "postgres").mkdir()

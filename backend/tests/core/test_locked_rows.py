@@ -23,7 +23,7 @@ TIMEOUT = 0.5
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
 
 
-def test_postgresql_cancels_a_late_statement_and_nothing_is_written(
+def test_postgresql_cancels_a_timed_out_statement_and_nothing_is_written(
     database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine the server may report the end of a statement late.

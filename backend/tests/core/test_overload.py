@@ -131,7 +131,7 @@ def test_an_incomplete_answer_does_not_delay_other_requests(proxy: Proxy, tasks:
         assert client.get(location).json()["completed"] is True
 
 
-def test_a_late_statement_is_not_sent_again(proxy: Proxy, tasks: str) -> None:
+def test_a_timed_out_statement_is_not_sent_again(proxy: Proxy, tasks: str) -> None:
     with in_thread(settings(proxy.url, db_pool_timeout=0.4)) as url, httpx.Client(base_url=url, timeout=30) as client:
         location = client.post(tasks, json={"title": "old"}).headers["Location"]
         for method, outcome in (("PUT", MAYBE_WRITTEN), ("GET", NOT_WRITTEN)):
@@ -164,7 +164,7 @@ def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks:
         assert outcomes["done"] <= toggles <= outcomes["done"] + outcomes[f"{MAYBE_WRITTEN}."]
 
 
-def test_postgresql_cancels_a_late_statement(database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_cancels_a_timed_out_statement(database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # On a busy machine the server may report the end of a statement late.
     monkeypatch.setattr(connection, "ANSWER_GRACE", 10)
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"

@@ -159,7 +159,7 @@ def test_a_waiter_that_times_out_while_it_is_cancelled_releases_no_slot(database
         assert pool.try_acquire_slot("a")
         waiting = asyncio.create_task(pool.acquire_slot("b"))
         await asyncio.sleep(0)
-        # The timer of a time-out of zero has fired before the task goes on.
+        # The timer of a timeout of zero has fired before the task goes on.
         asyncio.get_running_loop().call_later(0, waiting.cancel)
         with pytest.raises((TimeoutError, asyncio.CancelledError)):
             await waiting
