@@ -33,7 +33,7 @@ class Task(TaskBase, table=True):
     __tablename__ = "tasks"
 
     id: UUID = Field(default_factory=uuid4, primary_key=True)
-    user_id: UUID = Field(foreign_key="users.id")
+    user_id: UUID = Field(foreign_key="users.id", primary_key=True)
     created_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
     updated_at: datetime = Field(default_factory=now, sa_type=DateTime(timezone=True))
 
@@ -102,8 +102,8 @@ def toggle_task(user_id: UUID, task_id: UUID, session: SessionDep) -> Task:
 
 
 def _owned(session: Session, user_id: UUID, task_id: UUID) -> Task:
-    task = session.get(Task, task_id)
-    if task is None or task.user_id != user_id:
+    task = session.get(Task, (task_id, user_id))
+    if task is None:
         raise HTTPException(status_code=404, detail="Task not found")
     return task
 

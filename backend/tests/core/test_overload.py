@@ -164,7 +164,9 @@ def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks:
         assert outcomes["done"] <= toggles <= outcomes["done"] + outcomes[f"{MAYBE_WRITTEN}."]
 
 
-def test_postgresql_cancels_a_timed_out_statement(database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_cancels_a_timed_out_statement(
+    database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # On a busy machine the server may report the end of a statement late.
     monkeypatch.setattr(connection, "ANSWER_GRACE", 10)
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
