@@ -33,7 +33,7 @@ def main() -> None:
         "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"
     )
     server = uvicorn.Server(config)
-    # Record signals instead of dying from them: one during start-up would orphan PostgreSQL, and uvicorn re-raises the
+    # Record signals instead of dying from them: one during startup would orphan PostgreSQL, and uvicorn re-raises the
     # signal it stopped on before the embedded server is shut down.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

@@ -23,7 +23,7 @@ Personal to-do lists: create, list, search, change, complete and delete the task
     curl -i "$TASKS?status=pending&search=milk&limit=10"
 
 **Errors.** `detail` is one human-readable sentence. In a 503, it tells whether something may have been written.
-A 422 also lists each invalid value in `errors`.
+In a 422, `errors` also contains the location and reason of each error.
 
     curl $TASKS -H "Content-Type: application/json" -d '{"title": ""}'
 

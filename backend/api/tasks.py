@@ -153,7 +153,7 @@ def _task_response(row: TaskRow, status: int = 200, headers: dict[str, str] | No
 
 
 def _parse_etags(header: str, *, weak: bool = True) -> list[str]:
-    """The values of the entity tags in a header (RFC 9110, section 8.8.3), with weak ones only if `weak` is true."""
+    """The values of a header's entity tags (RFC 9110, section 8.8.3). Weak ones are included only if `weak` is true."""
     return [tag for prefix, tag in re.findall(r'(W/)?"([^"]*)"', header) if weak or not prefix]
 
 

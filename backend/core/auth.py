@@ -53,7 +53,7 @@ class JWKSCache:
             if time.monotonic() - self._last_fetch_at > REFRESH_SECONDS:
                 self._start_fetch()
             return self._keys[key_id]
-        # It may have been answered before the key was published.
+        # A running fetch may have been answered before the key was published: wait for it, then fetch again.
         await self._running_fetch()
         interval = MIN_REFRESH_INTERVAL if self._last_fetch_ok else MIN_RETRY_INTERVAL
         # Fetches for known keys do not count, so that a key published after one of them works at once.
@@ -84,7 +84,7 @@ class JWKSCache:
             self._keys, self._last_fetch_ok = keys, True
         except Exception as error:  # noqa: BLE001  # whatever the issuer sends, the cached keys are kept
             self._last_fetch_ok = False
-            logger.warning("the JWKS cannot be fetched, %d keys are kept: %r", len(self._keys), error)
+            logger.warning("the JWKS could not be refreshed, so %d cached keys are kept: %r", len(self._keys), error)
         finally:
             self._fetch = None
 

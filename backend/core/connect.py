@@ -43,7 +43,7 @@ def split_hosts(url: str) -> list[dict[str, str]]:
 def require_utf8(raw: connection) -> None:
     """Raises psycopg2.OperationalError if the database's encoding is not UTF8: it could not store every title."""
     if (encoding := raw.get_parameter_status("server_encoding")) != "UTF8":
-        raise psycopg2.OperationalError(f"the database's encoding is {encoding}, it must be UTF8")
+        raise psycopg2.OperationalError(f"the database's encoding is {encoding}, but it must be UTF8")
 
 
 async def connect(hosts: list[dict[str, str]], deadline: float) -> connection:

@@ -48,7 +48,7 @@ class Statement(Generic[Row]):
             raise TypeError(f"{name}: a value is not a bindparam: {compiled.params}")
         self.name, self.retry, self.row = name, retry, row
         # Both commands are one message and one implicit transaction: one round trip, and a pooled session stays
-        # unchanged. As bytes, psycopg2 need not encode them for each request.
+        # unchanged. psycopg2 would encode a str for each request, but sends bytes unchanged.
         self.sql = f"SET LOCAL statement_timeout = %(statement_timeout)s; {compiled}".encode()
 
 

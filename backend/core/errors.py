@@ -19,8 +19,8 @@ NOT_WRITTEN = "nothing was written"
 MAYBE_WRITTEN = "the change may have been written"
 SCHEMA_MISMATCH = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 
-# SQLSTATE classes (PostgreSQL, appendix A) for the state of the server rather than the statement: connection,
-# conflict with other transactions, resources, locks, operator intervention, system; and a read-only standby.
+# SQLSTATE classes (PostgreSQL, appendix A) of errors that are due to the server's state, not to the statement:
+# connection, conflict with other transactions, resources, locks, operator intervention, system.
 _UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 # ON CONFLICT resolves conflicts of the primary key only. While a migration builds the index of another key, two
 # creations with one Idempotency-Key can conflict in that index.
@@ -76,7 +76,7 @@ async def http_exception_handler(request: Request, error: StarletteHTTPException
 
 
 def _allowed(request: Request) -> str:
-    # Starlette lists the methods of the first route that matches the path, RFC 9110 requires those of the resource.
+    # Starlette lists the methods of the first route that matches the path; RFC 9110 requires those of the resource.
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     routes = (
         route for route in iter_route_contexts(request.app.routes) if route.methods and route.path_regex.match(path)
@@ -86,9 +86,9 @@ def _allowed(request: Request) -> str:
 
 
 async def validation_exception_handler(_: Request, error: RequestValidationError) -> Response:
-    """Answer 422 without echoing input: a sentence in `detail`, and each refused value in `errors`.
+    """Answer 422 without echoing input: a sentence in `detail`, and the location and reason of each error in `errors`.
 
-    Its length is bounded: unknown fields are ignored, and each declared one contributes at most one part.
+    The response's length is bounded: unknown fields are ignored, and each declared one contributes at most one part.
     """
     errors = [{"type": e["type"], "loc": e["loc"], "msg": _MESSAGES.get(e["type"], e["msg"])} for e in error.errors()]
     return JSONResponse({"detail": "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in errors), "errors": errors}, 422)

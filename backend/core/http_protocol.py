@@ -44,7 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
         with suppress(AttributeError, OSError):  # macOS and UNIX sockets lack the option
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
         if client.fileno() >= descriptors - min(64, descriptors // 4):
-            logger.error("%d file descriptors are in use, a connection is refused", client.fileno())
+            logger.error("%d file descriptors are in use, so a connection is refused", client.fileno())
             self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -112,7 +112,7 @@ class Pool:
             self.close()
 
     def expire_connections(self) -> None:
-        """Replace all connections that are open now before their next use."""
+        """Expire all connections that are open now: each is replaced before its next use."""
         self._valid_since = self.loop.time()
 
     def close(self) -> None:

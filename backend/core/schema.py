@@ -28,7 +28,7 @@ def connect(url: str) -> connection:
 
 
 def upgrade(url: str) -> None:
-    """Migrate the database at `url` to `HEAD`; does not import Alembic if its revision is `HEAD` already.
+    """Migrate the database at `url` to `HEAD`; does not import Alembic if the database is at `HEAD` already.
 
     Raises psycopg2.OperationalError if it is unreachable, and the exceptions of Alembic and SQLAlchemy if a migration
     fails or the database's revision is unknown.

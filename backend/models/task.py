@@ -65,7 +65,7 @@ class TaskCreate(SQLModel):
 
     model_config = {"json_schema_extra": _examples(title="Buy milk", description="Two bottles", completed=False)}
 
-    # Default factories are not in the OpenAPI document: generated clients treat a field with a default as required.
+    # Not plain defaults: these would be in the OpenAPI document, and generated clients treat such a field as required.
     title: Title
     description: Description | None = Field(default_factory=lambda: None)
     completed: Completed = Field(default_factory=bool)
@@ -124,7 +124,8 @@ class TaskQuery(SQLModel):
     """The filters of a list, and which page of it to return."""
 
     completed: Omittable[Flag] = Field(None, description="Only completed (`true`) or only pending (`false`) tasks.")
-    # No defaults in the document: Swagger UI would send them, which is refused beside `completed` or `cursor`.
+    # Default factories are not in the document: Swagger UI would send plain defaults, and `status` and `offset` are
+    # refused in combination with `completed` and `cursor`.
     status: Literal["all", "pending", "completed"] = Field(
         default_factory=lambda: "all",
         description="All, only pending or only completed tasks. Cannot be combined with `completed`.",
