@@ -62,7 +62,7 @@ async def index() -> Response:
 @router.get("/docs")
 async def swagger_ui(request: Request) -> Response:
     """The Swagger UI page."""
-    root = request.scope.get("root_path", "")
+    root = request.scope.get("root_path", "").rstrip("/")
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title=request.app.title,
@@ -77,7 +77,7 @@ async def swagger_ui(request: Request) -> Response:
 @router.get("/redoc")
 async def redoc(request: Request) -> Response:
     """The ReDoc page."""
-    root = request.scope.get("root_path", "")
+    root = request.scope.get("root_path", "").rstrip("/")
     return get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title=request.app.title,

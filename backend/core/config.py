@@ -34,8 +34,9 @@ def _libpq_url(value: str) -> str:
         for address in filter(None, options.get("hostaddr", "").split(",")):
             ip_address(address)
         for name, number in options.items():
-            if name.startswith("keepalives") or name.endswith("timeout"):
-                int(number)
+            is_number = name.startswith("keepalives") or name.endswith("timeout")
+            if is_number and not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", number):
+                raise ValueError(name)
         # libpq validates the other options only when connecting, so attempt a connection that cannot succeed.
         psycopg2.connect(make_dsn(value, host=",".join("/" for _ in hosts), hostaddr=""), async_=True).close()
     except (psycopg2.Error, ValueError) as error:

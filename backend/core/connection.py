@@ -61,7 +61,7 @@ class Connection:
         """
         self._waiter = waiter = self._loop.create_future()
         self._last_used = now = self._loop.time()
-        self._give_up_at = deadline + ANSWER_GRACE
+        self._give_up_at = max(deadline, now) + ANSWER_GRACE
         if not self._has_timer:
             self._check_time()
         try:

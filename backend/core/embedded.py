@@ -44,7 +44,7 @@ def postgres(folder: Path = DATA) -> Iterator[str]:
             server = _Server(folder.resolve())
             stack.callback(server.leave)
             server.join()
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             fail_startup(f"{folder} cannot be used for the embedded PostgreSQL ({error}): set DATABASE_URL")
         yield server.url
 
@@ -61,11 +61,17 @@ def _stop_on_signals() -> None:
     """Exit on SIGTERM, and treat SIGHUP and SIGQUIT as SIGTERM: their default would orphan the server."""
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            signal.signal(signal.SIGTERM, _exit)
         for number in (signal.SIGHUP, signal.SIGQUIT):
             # nohup ignores SIGHUP.
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def _exit(*_: object) -> None:
+    # A second signal must not interrupt the end of the server.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 class _Server:
@@ -91,10 +97,16 @@ class _Server:
         with self._locked("start", fcntl.LOCK_EX), self._users, suppress(BlockingIOError):
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._is_running():
-                with suppress(ProcessLookupError, IndexError):
-                    os.kill(int(self._status()[0]), signal.SIGINT)
-                _wait(lambda: not self._is_running())
+                _wait(self._stop)
                 shutil.rmtree(self._socket, ignore_errors=True)
+
+    def _stop(self) -> bool:
+        """Ask the server to stop, if it has a process id yet; returns whether it has ended."""
+        if not self._is_running():
+            return True
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(int(self._status()[0]), signal.SIGINT)
+        return False
 
     def _keep_running(self) -> None:
         # The folder may be removed after its last use.
@@ -159,8 +171,16 @@ class _Server:
         self._claim(unfinished)
         # PostgreSQL's own locale, so that search ignores case in the same way on every machine.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8")
-        if self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale).wait(WAIT_SECONDS):
-            raise self._failure()
+        initdb = self._popen(unfinished, "initdb", "--username=postgres", "--auth=trust", *locale)
+        try:
+            if initdb.wait(WAIT_SECONDS):
+                raise self._failure()
+        except subprocess.TimeoutExpired as error:
+            raise ChildProcessError(f"initdb did not end within {WAIT_SECONDS} s") from error
+        finally:
+            # It is still running if the wait was interrupted.
+            with suppress(ProcessLookupError):
+                os.killpg(initdb.pid, signal.SIGKILL)
         unfinished.rename(self._data)
 
     def _failure(self) -> OSError:

@@ -2,8 +2,9 @@
 
 uvicorn 0.54 loses a body that follows an `Upgrade` header or parses it as a request (its issue 2722), adds trailers to
 the headers, refuses a request before it has answered the earlier ones of the connection, and limits neither a request's
-head nor silent connections nor clients that do not read. Remove this file when uvicorn has none of these problems, with
-httptools or with its newer parser zttp, once zttp is declared ready for production.
+head nor silent connections nor clients that do not read. After a clean shutdown, it raises SIGTERM again. Remove this
+file when uvicorn has none of these problems, with httptools or with its newer parser zttp, once zttp is declared ready
+for production.
 """
 
 import logging
@@ -34,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     _head_bytes = 0  # received since the last head or part of a body: the next head, or trailers
     _has_progress = False
+    _is_split = False  # the last segment also contains the beginning of the next head
     _draining = False
     _running: RequestResponseCycle | None = None
 
@@ -66,7 +68,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(431 if self._head_bytes > MAX_HEAD_BYTES else 400)
         if self._has_progress:
-            self._head_bytes = 0
+            self._head_bytes, self._is_split = 0, "method" not in self.scope
         elif self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431)
 
@@ -74,16 +76,16 @@ class HttpProtocol(HttpToolsProtocol):
         return True  # so that uvicorn does not start the request before it is parsed again
 
     def on_headers_complete(self) -> None:
-        size = self._head_bytes
-        if size > MAX_HEAD_BYTES:  # includes bytes received after the head
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
+        if self._head_bytes > MAX_HEAD_BYTES or self._is_split:  # includes bytes after the head, or not all of it
+            self._head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        too_large = self._head_bytes > MAX_HEAD_BYTES
+        if too_large or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
             raise httptools.HttpParserError
         self._unset_keepalive_if_required()
-        self._has_progress = True
+        self._has_progress, self._is_split = True, False
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:

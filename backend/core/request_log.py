@@ -57,7 +57,7 @@ class LogFormatter(logging.Formatter):
         if isinstance(record.args, dict):
             line |= {name: value for name, value in record.args.items() if name not in line}
         try:
-            return to_json(line, fallback=str).decode()
+            return to_json(line, fallback=str, inf_nan_mode="null").decode()
         except ValueError:
             return json.dumps(
                 line, separators=(",", ":"), default=str
