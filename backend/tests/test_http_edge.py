@@ -353,7 +353,7 @@ def test_trailers_are_limited_like_a_head(base_url: str, client: httpx.Client, t
 # Pipelines
 
 
-def test_an_invalid_request_in_a_pipeline_is_answered_after_the_valid_ones(
+def test_an_invalid_request_in_a_pipeline_closes_the_connection_after_the_valid_ones(
     base_url: str, client: httpx.Client, tasks: str
 ) -> None:
     for garbage in (
