@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE, connection
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, TRANSACTION_STATUS_IDLE, connection
 
 from backend.core.connect import ConnectionLost
 
@@ -21,10 +21,6 @@ Parameter = str | int | bool | datetime | list[str] | None
 MAX_IDLE = 240
 # Seconds to wait for the answer after statement_timeout has ended a statement on the server.
 ANSWER_GRACE = 0.5
-# Seconds between checks whether an answer is late.
-CHECK_INTERVAL = 0.1
-# Bytes of a statement that always fit into the send buffer of an idle socket.
-MAX_BUFFERED = 4096
 
 
 class Connection:
@@ -35,9 +31,7 @@ class Connection:
         self._raw = raw
         self._cursor = raw.cursor()
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
-        self._give_up_at = 0.0
-        self._has_timer = False
+        self._ready = asyncio.Event()
         self._fd = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -56,20 +50,25 @@ class Connection:
         """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
 
         Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
-        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`, checked every CHECK_INTERVAL. The last two
-        close the connection.
+        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
         """
-        self._waiter = waiter = self._loop.create_future()
-        self._last_used = now = self._loop.time()
-        self._give_up_at = max(deadline, now) + ANSWER_GRACE
-        if not self._has_timer:
-            self._check_time()
+        now = self._last_used = self._loop.time()
+        timer = self._loop.call_at(max(deadline, now) + ANSWER_GRACE, self.close)
         try:
             milliseconds = max(1, int((deadline - now) * 1000))
             self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
-            if len(self._cursor.query or b"") > MAX_BUFFERED:
-                self._on_ready()
-            await waiter
+            state = self._raw.poll()
+            while state != POLL_OK:
+                self._ready.clear()
+                if state == POLL_WRITE:
+                    self._loop.add_writer(self._fd, self._ready.set)
+                await self._ready.wait()
+                if self.closed:
+                    raise TimeoutError
+                state = self._raw.poll()
+                if state == POLL_READ:
+                    # Again: uvloop stops watching a socket at its first error.
+                    self._watch()
             if self._raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
                 self.close()
                 raise ConnectionLost("the session is still inside a transaction")
@@ -81,54 +80,28 @@ class Connection:
                 raise
             self.close()
             raise ConnectionLost(error) from error
-        except (TimeoutError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self.close()
             raise
         finally:
-            self._waiter = None
+            timer.cancel()
 
     def close(self) -> None:
         """Close the connection; does not fail."""
         if not self.closed:
             self.closed = True
+            self._ready.set()
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._raw.close()
 
     def _watch(self) -> None:
-        if not self.closed:
-            self._loop.remove_writer(self._fd)
-            self._loop.remove_reader(self._fd)
-            self._loop.add_reader(self._fd, self._on_ready)
+        self._loop.remove_writer(self._fd)
+        self._loop.remove_reader(self._fd)
+        self._loop.add_reader(self._fd, self._on_ready)
 
     def _on_ready(self) -> None:
-        if self._waiter is None:
-            # An idle server connection becomes readable only when the server closes it.
+        self._ready.set()
+        # An idle connection becomes readable only when the server closes it.
+        if not self._raw.isexecuting() and self._poll.poll(0):
             self.close()
-        elif not self._waiter.done():
-            # Read here: the waiting task runs later, and asyncio would report the same bytes as readable again.
-            try:
-                state = self._raw.poll()
-            except psycopg2.Error as error:
-                self._waiter.set_exception(error)
-                if self._raw.closed:
-                    # At once: libpq has closed the socket, and the next connection may get its file descriptor.
-                    self.close()
-                return
-            if state == POLL_OK:
-                self._waiter.set_result(None)
-            elif state == POLL_WRITE:
-                self._loop.add_writer(self._fd, self._on_ready)
-            else:
-                # Watch the socket again: uvloop stops watching a socket at its first error, after this callback.
-                self._loop.call_soon(self._watch)
-
-    def _check_time(self) -> None:
-        # One timer for many statements: a timer for each would take longer than everything else here.
-        if self._waiter is None or self._waiter.done():
-            self._has_timer = False
-        elif self._loop.time() > self._give_up_at:
-            self._waiter.set_exception(TimeoutError())
-        else:
-            self._has_timer = True
-            self._loop.call_later(CHECK_INTERVAL, self._check_time)

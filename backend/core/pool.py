@@ -1,7 +1,8 @@
 """The pool: a process's connections, and the slots that requests wait for."""
 
 import asyncio
-from collections import deque
+from contextlib import nullcontext
+from weakref import WeakValueDictionary
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
 from backend.core.connection import Connection
@@ -10,9 +11,9 @@ from backend.core.connection import Connection
 class Pool:
     """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Waiting users are served in rotation, and one user gets at most half of the connections, so that slow or blocked
-    statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If
-    `traced`, sessions create a span per statement.
+    Requests are served in order. One user gets at most half of the connections, so that slow or blocked statements leave
+    some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If `traced`, sessions
+    create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
@@ -20,10 +21,9 @@ class Pool:
         self.traced = traced
         self._hosts = split_hosts(url)
         self.loop = asyncio.get_running_loop()
-        self._free_slots = size
+        self._slots = asyncio.Semaphore(size)
         self._slots_per_user = (size + 1) // 2
-        self._used_slots: dict[object, int] = {}
-        self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
+        self._user_slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         # Last in, first out: under light load a few connections stay in use and the others expire.
         self._idle: list[Connection] = []
         self._released = asyncio.Event()
@@ -31,45 +31,29 @@ class Pool:
         self._valid_since = 0.0
         self._closed = False
 
-    def try_acquire_slot(self, user: object) -> bool:
-        """Take a connection slot for `user`; returns False if none is free or the user has the maximum."""
-        used = self._used_slots.get(user, 0)
-        if not self._free_slots or used >= self._slots_per_user:
-            return False
-        self._free_slots -= 1
-        self._used_slots[user] = used + 1
-        return True
+    async def acquire_slot(self, user: object) -> asyncio.Semaphore:
+        """Wait for a connection slot for `user`; returns the user's slots, which `release_slot` needs.
 
-    async def acquire_slot(self, user: object) -> None:
-        """Wait for a connection slot; raises TimeoutError after `timeout` seconds."""
-        waiter = self.loop.create_future()
-        self._waiters.setdefault(user, deque()).append(waiter)
-        timer = self.loop.call_later(self.timeout, _on_timeout, waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.release_slot(user)
-            raise
-        finally:
-            timer.cancel()
+        Raises TimeoutError after `timeout` seconds.
+        """
+        user_slots = self._user_slots.get(user)
+        if user_slots is None:
+            user_slots = self._user_slots[user] = asyncio.Semaphore(self._slots_per_user)
+        # A timeout takes longer than both slots.
+        must_wait = user_slots.locked() or self._slots.locked()
+        async with asyncio.timeout(self.timeout) if must_wait else nullcontext():
+            await user_slots.acquire()
+            try:
+                await self._slots.acquire()
+            except BaseException:
+                user_slots.release()
+                raise
+        return user_slots
 
-    def release_slot(self, user: object) -> None:
-        """Return a slot, and pass it on to the first waiting user who has fewer than the maximum."""
-        self._free_slots += 1
-        self._used_slots[user] -= 1
-        if not self._used_slots[user]:
-            del self._used_slots[user]
-        for next_user, waiters in list(self._waiters.items()):
-            while waiters and waiters[0].done():
-                waiters.popleft()
-            if not waiters:
-                del self._waiters[next_user]
-            elif self.try_acquire_slot(next_user):
-                waiters.popleft().set_result(None)
-                # Last in the rotation.
-                self._waiters[next_user] = self._waiters.pop(next_user)
-                return
+    def release_slot(self, user_slots: asyncio.Semaphore) -> None:
+        """Return a slot of a user."""
+        self._slots.release()
+        user_slots.release()
 
     def take_idle(self) -> Connection | None:
         """Return an idle connection that can be used, if there is one."""
@@ -120,8 +104,3 @@ class Pool:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
-
-
-def _on_timeout(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
