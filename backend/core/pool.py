@@ -11,9 +11,9 @@ from backend.core.connection import Connection
 class Pool:
     """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Requests are served in order. One user gets at most half of the connections, so that slow or blocked statements leave
-    some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If `traced`, sessions
-    create a span per statement.
+    Requests are served in order. One user gets at most half of the connections, so that slow or blocked statements
+    leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If `traced`,
+    sessions create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
