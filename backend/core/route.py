@@ -6,9 +6,9 @@ declaration that FastAPI allows raises a TypeError when the route is declared.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from inspect import iscoroutinefunction, signature
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, params
 from fastapi.dependencies.models import Dependant
@@ -106,8 +106,6 @@ class StrictJSONRoute(APIRoute):
         # FastAPI calls this once when the route is declared, and again for each inclusion of its router.
         included = hasattr(self, "app")
         dependant = self.dependant
-        steps: list[_Step] = []
-        named = _plan(dependant, steps, {})
         if unsupported := list(_unsupported(self)):
             raise TypeError(f"{self.name}: StrictJSONRoute does not support {', '.join(unsupported)}")
         paths = [(field, _parameter_name(field)) for field in dependant.path_params]
@@ -116,15 +114,7 @@ class StrictJSONRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
                 return await fastapi_handler(StrictJSONRequest(request.scope, request.receive))
-            results: list[object] = []
-            for step in steps:
-                arguments = {name: results[position] for name, position in step.results.items()}
-                if step.request_name:
-                    arguments[step.request_name] = request
-                results.append(await step.call(**arguments))
-            arguments = {name: results[position] for name, position in named.items()}
-            if dependant.request_param_name:
-                arguments[dependant.request_param_name] = request
+            arguments = await _call_dependencies(dependant, request, {})
             errors: list[dict[str, Any]] = []
 
             def validate(field: Any, raw: object, *location: str) -> None:
@@ -170,28 +160,24 @@ def add_routes(
         app.router.add_api_route(**declared, route_class_override=StrictJSONRoute)
 
 
-class _Step(NamedTuple):
-    """A dependency to call, and which earlier results it takes."""
-
-    call: Callable[..., Awaitable[object]]
-    request_name: str | None
-    results: dict[str, int]
-
-
-def _plan(dependant: Dependant, steps: list[_Step], positions: dict[object, int]) -> dict[str, int]:
-    """Append the dependencies to `steps` in the order of their calls; returns the positions of the named results."""
-    named: dict[str, int] = {}
+async def _call_dependencies(
+    dependant: Dependant, request: Request, results: dict[object, object]
+) -> dict[str, object]:
+    """The arguments of `dependant` that are the request or results of its dependencies."""
+    arguments: dict[str, object] = {}
     for dependency in dependant.dependencies:
-        assert dependency.call is not None
-        position = positions.get(dependency.call) if dependency.use_cache else None
-        if position is None:
-            results = _plan(dependency, steps, positions)
-            position = len(steps)
-            steps.append(_Step(dependency.call, dependency.request_param_name, results))
-            positions.setdefault(dependency.call, position)
+        call = dependency.call
+        assert call is not None
+        if dependency.use_cache and call in results:
+            result = results[call]
+        else:
+            result = await call(**await _call_dependencies(dependency, request, results))
+            results.setdefault(call, result)
         if dependency.name:
-            named[dependency.name] = position
-    return named
+            arguments[dependency.name] = result
+    if dependant.request_param_name:
+        arguments[dependant.request_param_name] = request
+    return arguments
 
 
 def _unsupported(route: APIRoute) -> Iterator[str]:
