@@ -20,7 +20,7 @@ install: $(BIN)/installed ## install the dependencies into .venv
 run: install ## serve on HOST:PORT, with an embedded PostgreSQL if DATABASE_URL is unset
 	@$(BIN)/python -m backend
 
-# More processes than cores, because many tests wait. With bytecode, the assertions of the tests are rewritten only once.
+# More processes than cores, because many tests wait. With bytecode, pytest caches the rewritten assertions.
 test: lint ## lint, check types and run all tests on a real PostgreSQL (ARGS="--cov" adds coverage)
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 

@@ -26,8 +26,8 @@ def main() -> None:
     except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
         fail_startup(f"HOST and PORT: cannot listen on {settings.host}:{settings.port}: {error}")
     configure_logging(settings)
-    # A request waits at most 10 s for its body, 10 s for the issuer's keys, and for each of two statements once for a
-    # connection and once for the result.
+    # A request waits at most 10 s for its body, 10 s for the issuer's keys and, for each of two statements,
+    # `db_pool_timeout` for a connection and again for the result.
     grace = math.ceil(10 + 10 + 4 * settings.db_pool_timeout) + 2
     config = uvicorn.Config(
         "backend.main:app", lifespan="on", log_config=None, timeout_graceful_shutdown=grace, ws="none"

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service with `settings`, by default those of the environment. It opens no connection before its lifespan."""
+    """The service with `settings`, by default those of the environment. Connections are opened in its lifespan only."""
     settings = settings or load_settings()
     if settings.database_url is None:
         # Only to end the process with one line if the wheel is not installed.

@@ -14,7 +14,7 @@ def tasks_path(request: Request, user_id: UUID) -> str:
 
 
 def links(request: Request, user_id: UUID, query: TaskQuery, next_cursor: str | None) -> str:
-    """The value of `Link`: URLs of other pages of the same query, by offset if the request has one, else by cursor.
+    """The value of `Link`: URLs of other pages of the query, by offset if the request has one, otherwise by cursor.
 
     Empty for the last page by cursor.
     """

@@ -29,7 +29,7 @@ from backend.models.task import NoFields, TaskCreate, TaskQuery, TaskRead, TaskR
 UserId = Annotated[
     UUID,
     Path(
-        description="The user whose tasks these are.",
+        description="The id of the user who owns the tasks.",
         # Not `examples`: Swagger UI fills in parameters from `example` only.
         json_schema_extra={"example": "3f0c9b1e-5d0c-4c1f-9a53-2f1a6f0e7b11"},
     ),
@@ -86,9 +86,9 @@ async def list_tasks(
 ) -> Response:
     """List the user's tasks, newest first, in pages: `Link` contains the URL of the next one."""
     if query.cursor is not None and "offset" in query.model_fields_set:
-        raise invalid("query", "cursor", "Cursor should not be used together with offset")
+        raise invalid("query", "cursor", "Cursor cannot be combined with offset")
     if query.completed is not None and "status" in query.model_fields_set:
-        raise invalid("query", "status", "Status should not be used together with completed")
+        raise invalid("query", "status", "Status cannot be combined with completed")
     page = await tasks.page(session, user_id, query)
     headers = dict(PRIVATE)
     if link := links(request, user_id, query, page.next_cursor):
@@ -126,7 +126,9 @@ async def update_task(
     return _task_response(row)
 
 
-@router.patch("/{task_id}/complete", summary="Complete or reopen a task", response_model=TaskRead, responses=CHANGED)
+@router.patch(
+    "/{task_id}/complete", summary="Complete a task or set it to pending", response_model=TaskRead, responses=CHANGED
+)
 async def toggle_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, body: Toggle = None, if_match: IfMatch = None
 ) -> Response:

@@ -62,7 +62,7 @@ class JWKSCache:
             self._start_fetch()
         await self._running_fetch()
         if key_id not in self._keys and not self._last_fetch_ok:
-            raise unavailable("The issuer of tokens cannot be reached")
+            raise unavailable("The token issuer cannot be reached")
         return self._keys.get(key_id)
 
     def _start_fetch(self) -> None:
@@ -105,7 +105,11 @@ class BearerAuth(HTTPBearer):
     """
 
     def __init__(self, jwks_url: str, issuer: str, audience: str) -> None:
-        super().__init__(scheme_name="BetterAuth", bearerFormat="JWT", description="From `/api/auth/token`.")
+        super().__init__(
+            scheme_name="BetterAuth",
+            bearerFormat="JWT",
+            description="The JWT that Better Auth returns at `/api/auth/token`.",
+        )
         self._keys = JWKSCache(jwks_url)
         self._issuer = issuer
         self._audience = audience

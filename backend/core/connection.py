@@ -19,7 +19,7 @@ Parameter = str | int | bool | datetime | list[str] | None
 
 # Seconds. Neon closes connections idle for five minutes; replace ours first.
 MAX_IDLE = 240
-# Seconds to wait for the answer after statement_timeout has ended a statement on the server.
+# Seconds to wait for the answer after statement_timeout has cancelled a statement on the server.
 ANSWER_GRACE = 0.5
 
 

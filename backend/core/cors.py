@@ -15,7 +15,7 @@ class CORSMiddleware(cors.CORSMiddleware):
             return
 
         async def send_with_vary(message: Message) -> None:
-            # Without it, a cache would answer a cross-origin request with this response, which allows no origin.
+            # Without Vary, a cache would answer a cross-origin request with this response, which allows no origin.
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (b"vary", b"Origin")]}
             await send(message)

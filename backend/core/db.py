@@ -71,7 +71,7 @@ class Session:
         try:
             user_slots = await pool.acquire_slot(parameters.get("user_id"))
         except TimeoutError:
-            logger.warning("no free connection within %g s", pool.timeout)
+            logger.warning("no connection slot within %g s", pool.timeout)
             raise unavailable("All connections to the database are busy") from None
         now = pool.loop.time()
         deadline = now + pool.timeout
@@ -93,7 +93,7 @@ class Session:
                     if statement.retry != "read_only":
                         outcome = MAYBE_WRITTEN
                     if isinstance(error, TimeoutError):
-                        # The server should have ended the statement: it may not answer on other connections either.
+                        # The server should have cancelled the statement: it may not answer on other connections either.
                         pool.expire_connections()
                         raise
                     if not may_retry or statement.retry == "never":
@@ -132,7 +132,7 @@ class TracedSession(Session):
 
 async def get_session(request: Request) -> Session:
     """A session on the process's pool."""
-    # `request.state` takes as long as a tenth of the statement.
+    # Reading `request.state` would take a tenth as long as the statement.
     pool: Pool = request.scope["state"]["pool"]
     return TracedSession(pool, request) if pool.traced else Session(pool, request)
 

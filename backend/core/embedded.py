@@ -69,7 +69,7 @@ def _stop_on_signals() -> None:
 
 
 def _exit(*_: object) -> None:
-    # A second signal must not interrupt the end of the server.
+    # A second signal must not interrupt the shutdown of the server.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
 

@@ -63,12 +63,12 @@ def from_sqlstate(error: psycopg2.Error, outcome: str) -> Exception:
     if code == _STATEMENT_TIMEOUT:
         return unavailable("The database did not finish in time", outcome)
     if code.startswith(_UNAVAILABLE_CLASSES) or code in (_READ_ONLY, _UNIQUE_VIOLATION):
-        return unavailable("The database cannot answer now", outcome)
+        return unavailable("The database is unavailable", outcome)
     return error
 
 
 async def http_exception_handler(request: Request, error: StarletteHTTPException) -> Response:
-    """Answer an HTTPException as JSON; a 405 lists every method of the resource in `Allow` (RFC 9110, 15.5.6)."""
+    """Answer an HTTPException as JSON; a 405 lists all methods of the resource (RFC 9110, section 15.5.6)."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request)

@@ -76,7 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
         return True  # so that uvicorn does not start the request before it is parsed again
 
     def on_headers_complete(self) -> None:
-        if self._head_bytes > MAX_HEAD_BYTES or self._is_split:  # includes bytes after the head, or not all of it
+        # The count may include bytes after the head, or miss its first bytes.
+        if self._head_bytes > MAX_HEAD_BYTES or self._is_split:
             self._head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         too_large = self._head_bytes > MAX_HEAD_BYTES
         if too_large or len(self.pipeline) >= MAX_PIPELINED or self.parser.get_method() == b"CONNECT":
@@ -135,7 +136,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def install() -> None:
-    """Make uvicorn use `HttpProtocol` wherever it would use httptools, so not with `--http h11` or `--http zttp`."""
+    """Make uvicorn use `HttpProtocol` whenever it would use httptools, so not with `--http h11` or `--http zttp`."""
     # uvicorn's workers choose the class before they import the application.
     HttpToolsProtocol.__new__ = lambda cls, **_: object.__new__(HttpProtocol if cls is HttpToolsProtocol else cls)  # type: ignore[method-assign]  # replaces object's
 

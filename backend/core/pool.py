@@ -11,9 +11,9 @@ from backend.core.connection import Connection
 class Pool:
     """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Requests are served in order. One user gets at most half of the connections, so that slow or blocked statements
-    leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If `traced`,
-    sessions create a span per statement.
+    Waiting requests are served first come, first served. One user gets at most half of the connections, so that slow or
+    blocked statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use.
+    If `traced`, sessions create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
@@ -39,7 +39,7 @@ class Pool:
         user_slots = self._user_slots.get(user)
         if user_slots is None:
             user_slots = self._user_slots[user] = asyncio.Semaphore(self._slots_per_user)
-        # A timeout takes longer than both slots.
+        # Creating a timeout takes longer than acquiring both slots.
         must_wait = user_slots.locked() or self._slots.locked()
         async with asyncio.timeout(self.timeout) if must_wait else nullcontext():
             await user_slots.acquire()

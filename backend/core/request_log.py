@@ -87,7 +87,7 @@ class LogHandler(logging.Handler):
                 self._wake.set()
         else:
             self._dropped += 1
-        # A worker of uvicorn ends without exit handlers, right after its last line.
+        # A uvicorn worker exits right after its last line, without exit handlers.
         if record.name.startswith("uvicorn"):
             self.flush()
 
@@ -141,7 +141,7 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # A new list: a Response that is sent twice would collect ids in its own.
+                # A new list: otherwise a Response that is sent twice would collect ids in its own.
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)
 
@@ -159,7 +159,7 @@ class RequestLogMiddleware:
 
 def _without_traceback(send: Send) -> Send:
     async def send_lifespan(message: Message) -> None:
-        # fail_startup() has printed the reason, and a second Ctrl-C needs none; Starlette adds a traceback.
+        # Starlette would add a traceback, but fail_startup() has printed the reason, and a second Ctrl-C needs none.
         if isinstance(sys.exception(), SystemExit | asyncio.CancelledError):
             message = {"type": message["type"]}
         await send(message)

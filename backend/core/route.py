@@ -72,7 +72,7 @@ async def _read(request: Request) -> bytes:
     length = request.headers.get("content-length", "0")
     if length == "0" and "transfer-encoding" not in request.headers:
         return b""
-    # More digits than this are too large in any case, and int() refuses thousands of them.
+    # A longer number is too large in any case, and int() refuses thousands of digits.
     announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
     body, more = b"", announced <= MAX_BODY_BYTES
     try:
@@ -94,11 +94,11 @@ async def _read(request: Request) -> bytes:
 
 
 class StrictJSONRoute(APIRoute):
-    """An APIRoute for coroutines that return a Response, with bodies read as StrictJSONRequest does.
+    """An APIRoute for coroutine functions that return a Response, with bodies read as StrictJSONRequest does.
 
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
-    coroutines that take the request, or what other dependencies return, and run before the body is read. While the app
-    has `dependency_overrides`, and behind `include_router`, FastAPI's own handler serves the requests.
+    coroutine functions that take the request, or what other dependencies return, and run before the body is read. While
+    the app has `dependency_overrides`, and behind `include_router`, FastAPI's own handler serves the requests.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -149,7 +149,8 @@ def add_routes(
 ) -> None:
     """Declare the routes of `router` on the app itself, with these dependencies and responses besides their own.
 
-    Unlike `include_router`, this does not match every request twice, which costs as much as the rest of the routing.
+    Unlike `include_router`, this does not match every request twice: the second match costs as much as the rest of the
+    routing.
     """
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
     for context in iter_route_contexts(router.routes):
@@ -209,7 +210,7 @@ def _unsupported_dependencies(dependencies: Sequence[Dependant]) -> Iterator[str
         yield from (
             f"{kind} of dependency {name}" for kind in _UNSUPPORTED_IN_DEPENDENCIES if getattr(dependency, kind)
         )
-        if isinstance(call, type) or not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # its kind matters
+        if isinstance(call, type) or not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # not whether it exists matters, but its kind
             yield f"dependency {name}, which is not a coroutine function"
         yield from _unsupported_dependencies(dependency.dependencies)
 

@@ -13,7 +13,7 @@ from backend.core.connect import connection_string, require_utf8
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
-# The last migration's revision. Alembic's own answer costs each process 0.1 s and 10 MB; a test compares the two.
+# The last migration's revision. Asking Alembic costs each process 0.1 s and 10 MB; a test compares the two.
 HEAD = "0002"
 
 

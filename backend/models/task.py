@@ -178,7 +178,7 @@ def _parameter(name: str) -> sa.BindParameter[Any]:
     return sa.bindparam(name, type_=COLUMN[name].type)
 
 
-# The owner is part of every WHERE: a task of another user is a task that does not exist.
+# The owner is part of every WHERE: another user's task is treated as missing.
 OWNED = COLUMN.user_id == _parameter("user_id")
 BY_ID = sa.and_(OWNED, COLUMN.id == _parameter("id"))
 IF_MATCH = sa.cast(COLUMN.version, sa.String) == sa.any_(sa.bindparam("if_match", type_=sa.ARRAY(sa.String)))
@@ -203,9 +203,9 @@ def _get() -> Statement[TaskRow]:
 def _create(may_exist: bool) -> Statement[TaskRow]:
     owner = insert(User).values(id=_parameter("user_id")).on_conflict_do_nothing().cte("owner")
     task = insert(Task).values({name: _parameter(name) for name in ("id", "user_id", *TaskCreate.model_fields)})
-    # Without ON CONFLICT, a creation takes PostgreSQL a tenth less time.
+    # Without ON CONFLICT, PostgreSQL needs a tenth less CPU time.
     if may_exist:
-        # DO NOTHING would return no row, and a SELECT beside it would not see a row inserted concurrently.
+        # DO NOTHING would return no row, and a SELECT in the same statement would not see a row inserted concurrently.
         # With revision 0001, the key is (id) alone: never return another user's task.
         task = task.on_conflict_do_update(
             constraint="pk_tasks", set_={"id": task.excluded.id}, where=COLUMN.user_id == task.excluded.user_id
@@ -226,7 +226,7 @@ def _update(name: str, fields: tuple[str, ...], conditional: bool) -> Statement[
     statement = (
         sa.update(Task).where(matching).values({**changes, **WRITTEN}).returning(*FETCHED_COLUMNS, COLUMN.version)
     )
-    # If the first attempt succeeded, a retry with If-Match would be refused.
+    # If the first attempt succeeded, a retry with If-Match would fail with 412.
     return Statement(name, statement, "idempotent" if fields and not conditional else "never", _row)
 
 

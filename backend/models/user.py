@@ -19,7 +19,7 @@ SQLModel.metadata.naming_convention = MetaData(
 
 
 class User(SQLModel, table=True):
-    """A person with tasks; `id` is the user id of Better Auth. The row is created with the first task."""
+    """A user with tasks; `id` is the user id of Better Auth. The row is created with the first task."""
 
     __tablename__ = "users"
 

@@ -29,7 +29,7 @@ CHANGES = st.fixed_dictionaries({}, optional={"title": TITLES, "description": DE
 
 
 def _step(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
-    """A call of a method of `Client`."""
+    """A call of a method of `ModelledUser`."""
     return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
 
 
@@ -66,7 +66,7 @@ def test_the_list_behaves_like_the_model(client: httpx.Client, first: list[Task]
 
 @dataclass
 class Walk:
-    """Pages by cursor of which not all have been fetched yet."""
+    """A walk through pages by cursor that is not finished."""
 
     query: Query
     limit: int

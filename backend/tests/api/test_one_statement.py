@@ -46,7 +46,7 @@ VARIANTS = [
     Variant("list", "GET"),
     Variant("list of a user without tasks", "GET", "/api/{new_user}/tasks"),
     Variant("list, completed", "GET", "?completed=true"),
-    Variant("list, open", "GET", "?completed=false"),
+    Variant("list, not completed", "GET", "?completed=false"),
     Variant("list, pending", "GET", "?status=pending"),
     Variant("list, search", "GET", "?search=first+task"),
     Variant("list, total", "GET", "?total=true"),

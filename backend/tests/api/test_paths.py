@@ -19,7 +19,7 @@ def headers(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name not in VARYING}
 
 
-NOBODY = UUID(int=1)
+UNKNOWN_USER = UUID(int=1)
 
 
 def assert_same(one: httpx.Response, other: httpx.Response) -> None:

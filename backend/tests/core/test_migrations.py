@@ -111,7 +111,7 @@ def test_an_invalid_index_of_an_earlier_attempt_is_replaced(old_key_url: str) ->
     assert {valid for _, valid in execute(old_key_url, INDEXES)} == {True}
 
 
-def test_a_migration_without_a_lock_fails_with_one_line_and_can_be_repeated(
+def test_a_migration_that_gets_no_lock_fails_with_one_line_and_can_be_repeated(
     old_key_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_transaction(old_key_url, "SELECT FROM tasks"), pytest.raises(SystemExit):

@@ -144,7 +144,7 @@ def test_a_timed_out_statement_is_not_sent_again(proxy: Proxy, tasks: str) -> No
         assert client.get(location).json()["title"] == "old"
 
 
-def test_the_outcome_of_a_late_write_is_reported_truthfully(proxy: Proxy, tasks: str) -> None:
+def test_the_outcome_of_a_timed_out_write_is_reported_truthfully(proxy: Proxy, tasks: str) -> None:
     with (
         in_thread(settings(proxy.url, db_pool_size=2, db_pool_timeout=0.6)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
