@@ -126,9 +126,7 @@ async def update_task(
     return _task_response(row)
 
 
-@router.patch(
-    "/{task_id}/complete", summary="Complete a task or set it to pending", response_model=TaskRead, responses=CHANGED
-)
+@router.patch("/{task_id}/complete", summary="Toggle a task's completion", response_model=TaskRead, responses=CHANGED)
 async def toggle_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, body: Toggle = None, if_match: IfMatch = None
 ) -> Response:

@@ -77,7 +77,7 @@ def test_a_missing_schema_is_reported_with_the_command_that_creates_it(empty_dat
         pytest.param(UVICORN, 1, True, id="uvicorn, silent database"),
     ],
 )
-def test_it_starts_without_the_database_and_answers_requests_in_flight_during_shutdown(
+def test_the_service_starts_without_the_database_and_answers_requests_in_flight_during_shutdown(
     proxy: Proxy, tmp_path: Path, tasks: str, command: tuple[str, ...], workers: int, stays_silent: bool
 ) -> None:
     env = {"DATABASE_URL": proxy.url, "DB_POOL_TIMEOUT": "1" if stays_silent else "9"}

@@ -177,7 +177,7 @@ def test_alembic_ignores_the_tables_of_better_auth(api: httpx.Client, ada: Perso
     connection.close()
 
 
-def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service_and_its_keys_outlive_it(
+def test_better_auth_can_migrate_a_database_with_the_tables_of_the_service_and_its_keys_work_after_it_stops(
     node: str, postgres_url: str
 ) -> None:
     with empty_database(postgres_url) as url:

@@ -15,7 +15,7 @@ def test_a_working_service_is_healthy(client: httpx.Client) -> None:
         assert response.json() == {"status": "ok"}
 
 
-def test_without_its_database_it_is_live_and_not_ready() -> None:
+def test_without_its_database_the_service_is_live_and_not_ready() -> None:
     with in_thread(settings("postgresql://127.0.0.1:1/")) as url, httpx.Client(base_url=url) as client:
         assert client.get("/health/live").json() == {"status": "ok"}
         not_ready = client.get("/health")
@@ -24,7 +24,7 @@ def test_without_its_database_it_is_live_and_not_ready() -> None:
         assert not_ready.headers["Retry-After"]
 
 
-def test_it_is_ready_exactly_when_the_schema_is_at_head(empty_database_url: str) -> None:
+def test_the_service_is_ready_exactly_when_the_schema_is_at_head(empty_database_url: str) -> None:
     with in_thread(settings(empty_database_url)) as url, httpx.Client(base_url=url) as client:
 
         def assert_not_ready() -> None:
