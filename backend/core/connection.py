@@ -35,13 +35,13 @@ class Connection:
         self._fd = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self.opened_at = self._last_used = self._loop.time()
+        self._opened_at = self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
         self._watch()
 
     def is_expired(self, valid_since: float) -> bool:
         """Whether it is closed, was opened at `valid_since` or before, or was idle for too long."""
-        if self.closed or self.opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
+        if self.closed or self._opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
             return True
         # uvloop stops watching a socket at its first error, so `_on_ready` does not see every reset.
         return bool(self._poll.poll(0))
@@ -63,11 +63,10 @@ class Connection:
                 if state == POLL_WRITE:
                     self._loop.add_writer(self._fd, self._ready.set)
                 await self._ready.wait()
-                if self.closed:
+                if self.closed:  # by the timer: nothing else closes a connection in use
                     raise TimeoutError
                 state = self._raw.poll()
                 if state == POLL_READ:
-                    # Again: uvloop stops watching a socket at its first error.
                     self._watch()
             if self._raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
                 self.close()
@@ -96,6 +95,7 @@ class Connection:
             self._raw.close()
 
     def _watch(self) -> None:
+        # Only for reading, and again after each answer in parts: uvloop stops watching a socket at its first error.
         self._loop.remove_writer(self._fd)
         self._loop.remove_reader(self._fd)
         self._loop.add_reader(self._fd, self._on_ready)

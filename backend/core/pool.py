@@ -11,9 +11,9 @@ from backend.core.connection import Connection
 class Pool:
     """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Waiting requests are served first come, first served. One user gets at most half of the connections, so that slow or
-    blocked statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use.
-    If `traced`, sessions create a span per statement.
+    Each user's requests are served first come, first served, on at most half of the connections, rounded up, so that
+    slow or blocked statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately,
+    its use. If `traced`, sessions create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
@@ -24,10 +24,11 @@ class Pool:
         self._slots = asyncio.Semaphore(size)
         self._slots_per_user = (size + 1) // 2
         self._user_slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
-        # Last in, first out: under light load a few connections stay in use and the others expire.
+        # Last in, first out: under light load a few connections are reused. The others stay open until they are taken
+        # and found expired.
         self._idle: list[Connection] = []
         self._released = asyncio.Event()
-        self._open = 0
+        self._open_count = 0
         self._valid_since = 0.0
         self._closed = False
 
@@ -39,7 +40,7 @@ class Pool:
         user_slots = self._user_slots.get(user)
         if user_slots is None:
             user_slots = self._user_slots[user] = asyncio.Semaphore(self._slots_per_user)
-        # Creating a timeout takes longer than acquiring both slots.
+        # Creating a timeout takes longer than acquiring both semaphores.
         must_wait = user_slots.locked() or self._slots.locked()
         async with asyncio.timeout(self.timeout) if must_wait else nullcontext():
             await user_slots.acquire()
@@ -51,7 +52,7 @@ class Pool:
         return user_slots
 
     def release_slot(self, user_slots: asyncio.Semaphore) -> None:
-        """Return a slot of a user."""
+        """Release a slot; `user_slots` is what `acquire_slot` returned."""
         self._slots.release()
         user_slots.release()
 
@@ -62,7 +63,7 @@ class Pool:
             if not connection.is_expired(self._valid_since):
                 return connection
             connection.close()
-            self._open -= 1
+            self._open_count -= 1
         return None
 
     async def acquire(self, deadline: float) -> Connection:
@@ -75,15 +76,15 @@ class Pool:
                 raise ConnectionLost("the pool is closed")
             try:
                 opened = Connection(await connect(self._hosts, deadline))
-                self._open += 1
+                self._open_count += 1
                 return opened
             except ConnectionLost:
                 # The server may have no free connection for us: wait for one that another request uses.
-                if not self._open:
+                if not self._open_count:
                     raise
             async with asyncio.timeout_at(deadline):
                 # `_released` wakes all waiting requests: those without a connection wait again instead of connecting.
-                while self._open and not self._idle and not self._closed:
+                while self._open_count and not self._idle and not self._closed:
                     self._released.clear()
                     await self._released.wait()
         return idle

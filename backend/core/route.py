@@ -25,7 +25,7 @@ _UNSUPPORTED = (
 )  # fmt: skip
 _UNSUPPORTED_IN_DEPENDENCIES = (
     *_UNSUPPORTED, "body_params", "concurrency", "header_params", "own_oauth_scopes", "parent_oauth_scopes",
-    "path_params", "query_params",
+    "path_params", "query_params", "scope",
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ async def _read(request: Request) -> bytes:
     if max(announced, len(body)) > MAX_BODY_BYTES:
         raise HTTPException(413, "The body is larger than 64 KiB.")
     if not body:
-        # With `--http h11` or `--http zttp`, a body after `Upgrade` may be lost, or parsed as the next request.
+        # A parser may lose a body, as uvicorn's httptools protocol does after `Upgrade`: it must not toggle a task.
         raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
     return body
 
@@ -99,11 +99,13 @@ class StrictJSONRoute(APIRoute):
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
     coroutine functions that take the request, or what other dependencies return, and run before the body is read. While
     the app has `dependency_overrides`, and behind `include_router`, FastAPI's own handler serves the requests.
+
+    Tracing has no spans for dependencies and endpoints.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         fastapi_handler = super().get_route_handler()
-        # FastAPI calls this once when the route is declared, and again for each inclusion of its router.
+        # FastAPI calls this when the route is declared, before it sets `app`, and for each inclusion of its router.
         included = hasattr(self, "app")
         dependant = self.dependant
         if unsupported := list(_unsupported(self)):
@@ -147,10 +149,10 @@ class StrictJSONRoute(APIRoute):
 def add_routes(
     app: FastAPI, router: APIRouter, dependencies: Sequence[params.Depends], responses: dict[int | str, dict[str, Any]]
 ) -> None:
-    """Declare the routes of `router` on the app itself, with these dependencies and responses besides their own.
+    """Declare the routes of `router` on the app itself, as StrictJSONRoutes.
 
-    Unlike `include_router`, this does not match every request twice: the second match costs as much as the rest of the
-    routing.
+    `dependencies` come before and `responses` are added to those of each route. Unlike `include_router`, this does not
+    match every request twice: the second match costs as much as the rest of the routing.
     """
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
     for context in iter_route_contexts(router.routes):
@@ -169,11 +171,9 @@ async def _call_dependencies(
     for dependency in dependant.dependencies:
         call = dependency.call
         assert call is not None
-        if dependency.use_cache and call in results:
-            result = results[call]
-        else:
-            result = await call(**await _call_dependencies(dependency, request, results))
-            results.setdefault(call, result)
+        values = await _call_dependencies(dependency, request, results)
+        result = results[call] if dependency.use_cache and call in results else await call(**values)
+        results.setdefault(call, result)
         if dependency.name:
             arguments[dependency.name] = result
     if dependant.request_param_name:
@@ -210,7 +210,7 @@ def _unsupported_dependencies(dependencies: Sequence[Dependant]) -> Iterator[str
         yield from (
             f"{kind} of dependency {name}" for kind in _UNSUPPORTED_IN_DEPENDENCIES if getattr(dependency, kind)
         )
-        if isinstance(call, type) or not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # not whether it exists matters, but its kind
+        if isinstance(call, type) or not any(map(iscoroutinefunction, (call, getattr(call, "__call__", None)))):  # noqa: B004  # tests for a coroutine function, not for being callable
             yield f"dependency {name}, which is not a coroutine function"
         yield from _unsupported_dependencies(dependency.dependencies)
 

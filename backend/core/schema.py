@@ -31,7 +31,7 @@ def upgrade(url: str) -> None:
     """Migrate the database at `url` to `HEAD`; does not import Alembic if the database is at `HEAD` already.
 
     Raises psycopg2.OperationalError if it is unreachable, and the exceptions of Alembic and SQLAlchemy if a migration
-    fails or the database's revision is unknown.
+    fails or the database's revision is unknown. Ends the process if the database or a lock becomes unavailable.
     """
     opened = connect(url)
     try:

@@ -34,7 +34,7 @@ class Task(SQLModel, table=True):
     """The table `tasks`; invariants are enforced by database constraints.
 
     `version` increases with every write and is the ETag. It starts at the time of creation in microseconds, so that a
-    task that is deleted and created again with the same Idempotency-Key never has an earlier ETag.
+    task that is deleted and created again with the same Idempotency-Key never reuses an ETag.
     """
 
     __tablename__ = "tasks"
@@ -305,7 +305,11 @@ async def delete(session: Session, user_id: UUID, task_id: UUID, if_match: list[
 async def page(session: Session, user_id: UUID, query: TaskQuery) -> Page:
     """Return one page of the user's matching tasks, newest first."""
     # One row more than the page, to know whether there is a next page.
-    parameters: dict[str, Parameter] = {"user_id": str(user_id), "offset": query.offset, "limit": query.limit + 1}
+    parameters: dict[str, Parameter] = {
+        "user_id": to_jsonable_python(user_id),
+        "offset": query.offset,
+        "limit": query.limit + 1,
+    }
     completed = query.completed if query.status == "all" else query.status == "completed"
     if completed is not None:
         parameters["completed"] = completed

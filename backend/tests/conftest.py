@@ -95,7 +95,7 @@ def database_url(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def reused_database_url(postgres_url: str) -> Iterator[str]:
-    """A database for one test after the other."""
+    """A database that tests use one after the other."""
     with empty_database(postgres_url) as url:
         yield url
 

@@ -12,7 +12,7 @@ from backend.tests.errors import assert_error
 
 @pytest.fixture
 def task(client: httpx.Client, tasks: str) -> str:
-    """The path of an open task."""
+    """The path of a pending task."""
     location: str = client.post(tasks, json={"title": "Buy milk", "description": "Two"}).headers["Location"]
     return location
 
@@ -33,7 +33,7 @@ def test_an_empty_body_toggles(client: httpx.Client, task: str) -> None:
     assert client.patch(f"{task}/complete", headers={"Content-Length": "0"}).json()["completed"] is False
 
 
-def test_an_announced_body_that_does_not_arrive_is_refused_and_toggles_nothing(client: httpx.Client, task: str) -> None:
+def test_an_empty_chunked_body_is_refused_and_toggles_nothing(client: httpx.Client, task: str) -> None:
     assert_error(client.patch(f"{task}/complete", content=iter([b""])), 400)
     assert client.get(task).json()["completed"] is False
 

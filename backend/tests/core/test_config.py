@@ -171,14 +171,6 @@ def test_every_setting_is_in_the_example_with_its_default(monkeypatch: pytest.Mo
     assert load_settings() == defaults
 
 
-def test_every_setting_is_in_the_readme_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `([A-Z_]+)`[^|]*\| ([^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
-    for name, default in dotenv_values(ROOT / ".env.example").items():
-        assert f"`{name}`" in (ROOT / "README.md").read_text()
-        if default and name in rows:
-            assert default in rows[name], name
-
-
 def test_without_the_embedded_postgresql_the_line_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

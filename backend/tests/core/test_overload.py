@@ -110,7 +110,7 @@ def test_every_request_to_a_silent_database_is_answered(proxy: Proxy, tasks: str
             assert_error(answer, 503)
             assert answer.headers["Retry-After"] == "1"
         details = Counter(tuple(answer.json()["detail"].split("; ")) for answer in answers)
-        late, busy = "The database did not answer in time", "All connections to the database are busy"
+        late, busy = "The database did not answer in time", "Too many requests are waiting for the database"
         assert {reason for reason, _ in details} == {late, busy}
         assert details.keys() <= {(late, f"{NOT_WRITTEN}."), (late, f"{MAYBE_WRITTEN}."), (busy, f"{NOT_WRITTEN}.")}
         until(lambda: client.get("/health").status_code == 200)

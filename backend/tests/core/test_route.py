@@ -104,6 +104,10 @@ async def security_scopes(value: Annotated[None, Security(of_request, scopes=["r
     return Response()
 
 
+async def scope_depends(value: Annotated[None, Depends(of_request, scope="request")]) -> Response:
+    return Response()
+
+
 async def response_depends(value: Annotated[None, Depends(with_response)]) -> Response:
     return Response()
 
@@ -186,6 +190,7 @@ async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the test ne
         (yield_depends, "with_yield, which is not a coroutine function"),
         (scopes_depends, "security_scopes_param_name of dependency with_scopes"),
         (security_scopes, "own_oauth_scopes of dependency of_request"),
+        (scope_depends, "scope of dependency of_request"),
         (response_depends, "response_param_name of dependency with_response"),
         (nested_sync_depends, "sync_dependency, which is not a coroutine function"),
         (cookie, "cookie_params"),
