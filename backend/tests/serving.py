@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from backend.core.config import Settings
 from backend.main import create_app
+from backend.tests.fork_server import ForkedProcess
 
 ROOT = Path(__file__).parents[2]
 Loop = Literal["auto", "asyncio", "uvloop"]
@@ -72,7 +73,7 @@ class Service:
     """A service in its own process."""
 
     base_url: str
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | ForkedProcess"
     log_file: Path
 
     @property
@@ -94,21 +95,27 @@ def as_process(
     cwd: Path = ROOT,
     port: int | None = None,
     stderr: int | None = None,
+    forked: bool = True,
 ) -> Iterator[Service]:
     """Run `command` (default `python -m backend`) with only `env` set; it is live in the block and killed afterwards.
 
     `{port}` in the command is replaced by the port, which is in PORT too. Without `stderr`, a descriptor, the log
-    contains standard error too.
+    contains standard error too. The command must be Python or a script of the same environment, unless it is not
+    `forked` from the fork server.
     """
     port = port or free_port()
     arguments = [part.format(port=port) for part in command or (sys.executable, "-m", "backend")]
     passed_on = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environment = {**passed_on, "PYTHONPATH": str(ROOT), "PORT": str(port), "PYTHONUNBUFFERED": "1", **(env or {})}
     log_file = tmp_path / f"service-{port}.log"
+    process: subprocess.Popen[str] | ForkedProcess
     with open(log_file, "w") as log:
-        process = subprocess.Popen(
-            arguments, env=environment, cwd=cwd, stdout=log, stderr=stderr or log, text=True, start_new_session=True
-        )
+        if forked:
+            process = ForkedProcess(arguments, env=environment, cwd=cwd, stdout=log, stderr=stderr or log)
+        else:
+            process = subprocess.Popen(
+                arguments, env=environment, cwd=cwd, stdout=log, stderr=stderr or log, text=True, start_new_session=True
+            )
     service = Service(f"http://127.0.0.1:{port}", process, log_file)
     try:
         wait_until_live(service.base_url, process)
@@ -123,7 +130,9 @@ def as_process(
                 process.wait()
 
 
-def wait_until_live(base_url: str, process: "subprocess.Popen[str] | None" = None, seconds: float = 60) -> None:
+def wait_until_live(
+    base_url: str, process: "subprocess.Popen[str] | ForkedProcess | None" = None, seconds: float = 60
+) -> None:
     """Wait for `/health/live`; raises if the process ends or the time is over."""
     deadline = time.monotonic() + seconds
     # One client without a TLS context: creating one for each attempt takes longer than the service needs to start.

@@ -423,7 +423,8 @@ def test_clients_that_do_not_read_are_disconnected_and_use_little_memory(service
 
 def test_the_service_recovers_after_running_out_of_file_descriptors(database_url: str, tmp_path: Path) -> None:
     limited = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-c", SHORT_LIMITS)
-    with as_process(tmp_path, *limited, env={"DATABASE_URL": database_url}) as service, ExitStack() as stack:
+    env = {"DATABASE_URL": database_url}
+    with as_process(tmp_path, *limited, env=env, forked=False) as service, ExitStack() as stack:
         raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(200)]
         until(lambda: "file descriptors" in service.log)
         refused = [raw for raw in raws if raw.rest().startswith(b"HTTP/1.1 503 ")]

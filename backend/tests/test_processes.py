@@ -21,6 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from backend.__main__ import main
 from backend.core import schema
+from backend.tests import fork_server
 from backend.tests.concurrency import until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
@@ -90,17 +91,21 @@ def embedded_url(checkout: Path) -> str:
     return f"postgresql:///postgres?user=postgres&host={quote(str(socket), safe='')}"
 
 
-def run(folder: Path, command: tuple[str, ...], **env: str) -> "subprocess.CompletedProcess[str]":
+def run(
+    folder: Path, command: tuple[str, ...], *, forked: bool = True, **env: str
+) -> "subprocess.CompletedProcess[str]":
     """Run a command that ends by itself."""
     environment = {"PATH": os.environ["PATH"], "PORT": str(free_port()), **env}
     arguments = [part.format(port=environment["PORT"]) for part in command]
+    if forked:
+        return fork_server.run(arguments, cwd=folder, env=environment)
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, tmp_path: Path) -> None:
-    with as_process(tmp_path, cwd=checkout) as service:
+    with as_process(tmp_path, cwd=checkout, forked=False) as service:
         port = service.base_url.rpartition(":")[2]
         [docs] = re.findall(r"http://\S+/docs", service.log)
         assert "swagger" in httpx.get(docs).text.lower()
@@ -130,7 +135,7 @@ def test_the_printed_command_works_and_data_survives_a_restart(checkout: Path, t
 
 @pytest.mark.parametrize("mode", ["run", "dev"])
 def test_the_fastapi_command_serves_the_application(checkout: Path, tmp_path: Path, mode: str) -> None:
-    with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout) as service:
+    with as_process(tmp_path, *FASTAPI, mode, "--port", "{port}", cwd=checkout, forked=False) as service:
         use(service)
         send_ctrl_c(service)
     assert_clean_exit(service)
@@ -142,7 +147,7 @@ def test_alembic_migrates_the_embedded_database_and_one_from_the_settings(
 ) -> None:
     with ThreadPoolExecutor() as pool:
         settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
-        for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), **env), settings):
+        for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), forked=False, **env), settings):
             assert ended.returncode == 0, ended.stderr
             assert "Traceback" not in ended.stderr
     assert execute(empty_database_url, "SELECT count(*) FROM tasks") == [(0,)]
@@ -169,7 +174,7 @@ def test_in_production_all_lines_of_uvicorn_are_json(
 ) -> None:
     env = {"ENVIRONMENT": "production", "AUTH_DISABLED": "true", "DATABASE_URL": database_url}
     options = ("--workers", "2", "--log-config", "backend/log_config.json") if workers == 2 else ()
-    with as_process(tmp_path, *UVICORN, *options, cwd=checkout, env=env) as service:
+    with as_process(tmp_path, *UVICORN, *options, cwd=checkout, env=env, forked=False) as service:
         until(lambda: service.log.count("Application startup complete") == workers)
         use(service)
         service.stop(signal.SIGTERM)
@@ -234,6 +239,8 @@ def test_workers_share_an_embedded_server_and_one_is_replaced_without_free_conne
 def test_a_failed_start_does_not_end_the_process_of_a_test_client(tmp_path: Path) -> None:
     (tmp_path / ".data").touch()
     code = """
+import warnings
+warnings.simplefilter("ignore")
 from fastapi.testclient import TestClient
 from backend.main import app
 try:
@@ -242,7 +249,7 @@ try:
 finally:
     print("cleaned up")
 """
-    ended = run(tmp_path, (sys.executable, "-W", "ignore", "-c", code), PYTHONPATH=str(ROOT))
+    ended = run(tmp_path, (sys.executable, "-c", code), PYTHONPATH=str(ROOT))
     assert ended.stdout == "cleaned up\n"
     assert re.search(r"^Cannot start: [^\n]*\.data[^\n]*$", ended.stderr, re.MULTILINE)
 

@@ -19,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from backend.core import embedded
 from backend.tests.concurrency import until
 from backend.tests.database import execute
+from backend.tests.fork_server import ForkedProcess
 from backend.tests.process_checks import assert_processes_end, assert_server_stopped, processes
 from backend.tests.serving import ROOT
 
@@ -36,30 +37,38 @@ class Process:
     """A process that uses the server of a folder until `leave` or `kill`."""
 
     def __init__(self, folder: Path, user: str | None = None, packages: Path = ROOT) -> None:
-        group = pwd.getpwnam(user).pw_gid if user else None
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", USE, str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{packages}:{ROOT}"},
-            user=user, group=group, extra_groups=[] if user else None,
-        )  # fmt: skip
+        (stdin, self._stdin), (output, stdout), (errors, stderr) = os.pipe(), os.pipe(), os.pipe()
+        self._output, self._errors = os.fdopen(output), os.fdopen(errors)
+        command = [sys.executable, "-c", USE, str(folder)]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{packages}:{ROOT}"}
+        self._process: ForkedProcess | subprocess.Popen[bytes]
+        if user:
+            self._process = subprocess.Popen(
+                command, cwd="/", env=env, stdin=stdin, stdout=stdout, stderr=stderr,
+                user=user, group=pwd.getpwnam(user).pw_gid, extra_groups=[],
+            )  # fmt: skip
+        else:
+            self._process = ForkedProcess(command, cwd=Path("/"), env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+        for file in (stdin, stdout, stderr):
+            os.close(file)
 
     def url(self) -> str:
         """The server's URL; waits for the server."""
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
+        return self._output.readline().strip()
 
     def leave(self) -> tuple[int, str]:
         """Let the process exit; returns its status and standard error."""
-        _, error_output = self._process.communicate(timeout=60)
-        return self._process.returncode, error_output
+        os.close(self._stdin)
+        with self._output, self._errors:
+            error_output = self._errors.read()
+            return self._process.wait(60), error_output
 
     def terminate(self) -> None:
         self._process.terminate()
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.communicate(timeout=60)
+        self.leave()
 
 
 def server(folder: Path) -> int:

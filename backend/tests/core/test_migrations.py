@@ -1,10 +1,11 @@
 """Migrations of a database in use: no row is lost, no request waits for long, and a failed attempt can be repeated."""
 
-import subprocess
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import count
 from typing import Any
@@ -23,6 +24,7 @@ from sqlmodel import SQLModel
 from backend.tests.concurrency import Call, send_concurrently, until
 from backend.tests.core.test_schema import configuration
 from backend.tests.database import execute
+from backend.tests.fork_server import run
 from backend.tests.serving import ROOT, in_thread, settings
 
 REVISION = "SELECT version_num FROM alembic_version"
@@ -140,14 +142,12 @@ def test_an_id_shared_by_two_users_prevents_the_downgrade_and_no_task_is_lost(ol
 
 
 def test_a_process_that_waits_for_another_migration_does_not_block_it(old_key_url: str) -> None:
+    env = {"PATH": os.environ["PATH"]}
     code = "import sys; from backend.core import schema; schema.upgrade(sys.argv[1])"
-    with index_being_built(old_key_url):
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", code, old_key_url], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+    with ThreadPoolExecutor() as pool, index_being_built(old_key_url):
+        waiting = pool.submit(run, [sys.executable, "-c", code, old_key_url], cwd=ROOT, env=env)
         until(lambda: execute(old_key_url, POLLING + HERE) == [(1,)])
-    _, errors = waiting.communicate(timeout=60)
-    assert (waiting.returncode, errors) == (0, "")
+    assert (waiting.result().returncode, waiting.result().stderr) == (0, "")
     assert execute(old_key_url, REVISION) == [("0002",)]
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from psycopg2 import errors
 
 from backend.core import schema
 from backend.tests.database import execute
+from backend.tests.fork_server import run
 from backend.tests.serving import ROOT, as_process
 
 # Similar to the tables of Better Auth; "user" and "userId" resemble the service's own names.
@@ -208,7 +208,7 @@ from alembic.config import main
 for revision in ("f000", "0fff"):
     main(["revision", "--message", "Test", "--rev-id", revision])
 """
-    assert subprocess.run([sys.executable, "-c", revise], cwd=tmp_path, env=env, check=False).returncode == 0
+    assert run([sys.executable, "-c", revise], cwd=tmp_path, env=env).returncode == 0
     module = tmp_path / "backend" / "core" / "schema.py"
     module.write_text(re.sub('^HEAD = ".*"', 'HEAD = "0fff"', module.read_text(), flags=re.MULTILINE))
     # Starting the service migrates.

@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from signal import SIGTERM
-from subprocess import run
 
 import httpx
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from backend.tests.fork_server import run
 from backend.tests.serving import ROOT, as_process
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -76,7 +76,7 @@ def test_the_trace_of_a_request_contains_its_statement(database_url: str, tasks:
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
         }
-        with as_process(tmp_path, env=on) as service:
+        with as_process(tmp_path, env=on, forked=False) as service:
             headers = {"traceparent": f"00-{TRACE_ID}-{CALLER}-01"}
             created = httpx.post(f"{service.base_url}{tasks}", json={"title": "Buy milk"}, headers=headers)
             assert created.status_code == 201
@@ -108,6 +108,7 @@ trace.set_tracer_provider(provider)
 import json, os, sys
 from backend.core.config import Settings
 from backend.main import create_app
+from backend.tests.fork_server import run
 from backend.tests.serving import in_thread
 for environment in json.loads(sys.argv[1]):
     os.environ.update(environment)
@@ -129,9 +130,9 @@ def test_requests_are_traced_and_exported_only_with_the_switch_and_an_endpoint(
         ]
         ended = run(
             [sys.executable, "-c", COUNT_SPANS, json.dumps(environments)],
+            cwd=tmp_path,
             env={"DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)},
-            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        )
         assert (ended.returncode, ended.stdout) == (0, "0\n" * 3), ended.stderr
         # Exporters send pending data before the exit.
         assert collector.paths == []
