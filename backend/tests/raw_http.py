@@ -16,11 +16,14 @@ HEAD_LIMIT = 64 * 1024
 class Raw:
     """A connection that sends bytes unchanged."""
 
-    def __init__(self, base_url: str, receive_buffer: int | None = None) -> None:
+    def __init__(self, base_url: str, receive_buffer: int | None = None, segment: int | None = None) -> None:
         address = urlsplit(base_url)
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if segment:
+            # The send buffer of the server is a multiple of it.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         self.socket.settimeout(45)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:

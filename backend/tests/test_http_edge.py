@@ -32,6 +32,13 @@ http_protocol.HEAD_SECONDS, http_protocol.SEND_SECONDS = 2, 3
 runpy.run_module("backend", run_name="__main__", alter_sys=True)
 """
 """`python -m backend` with shorter limits of time, which tests wait for."""
+LONG_DRAIN = """
+import runpy
+from backend.core import http_protocol
+http_protocol.DRAIN_SECONDS = 60
+runpy.run_module("backend", run_name="__main__", alter_sys=True)
+"""
+"""`python -m backend` that keeps idle connections open for a minute of the shutdown, so that a test can use one."""
 
 
 def new_task(client: httpx.Client, tasks: str) -> str:
@@ -433,7 +440,41 @@ def test_the_service_recovers_after_running_out_of_file_descriptors(database_url
         assert "Traceback" not in service.log
 
 
+def test_a_pipelined_request_waits_until_the_client_has_read_the_responses_before_it(
+    base_url: str, client: httpx.Client, tasks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = {"title": "x" * 255, "description": "\N{PILE OF POO}" * 2000}
+    for _ in range(50):
+        assert client.post(tasks, json=large).status_code == 201
+    with closing(Raw(base_url, 4096, 1000)) as raw:
+        close = "Connection: close\r\n"
+        raw.send(request("GET", f"{tasks}?limit=100") + request("POST", tasks, close, b'{"title": "a"}'))
+        until(lambda: " GET /api/{user_id}/tasks 200 " in caplog.text)
+        # The response to the first request is complete but not sent.
+        for _ in range(5):
+            listed = client.get(tasks, params={"total": "true", "limit": 1})
+            assert listed.headers["X-Total-Count"] == "50"
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)
+        assert re.findall(rb"HTTP/1.1 (\d+) ", raw.rest()) == [b"200", b"201"]
+
+
 # Stop
+
+
+def test_a_request_in_transit_during_the_shutdown_is_answered(database_url: str, tmp_path: Path) -> None:
+    assert 0.1 < http_protocol.DRAIN_SECONDS < 1
+    command = (sys.executable, "-c", LONG_DRAIN)
+    with as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service:
+        with ExitStack() as stack:
+            # One that has been used, and one that has not.
+            raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(2)]
+            assert raws[0].send(request("GET", "/health/live")).response().status_code == 200
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: "Shutting down" in service.log)
+            for raw in raws:
+                answer = raw.send(request("GET", "/health/live")).response()
+                assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+        assert service.process.wait(30) == 0
 
 
 def test_the_longest_allowed_request_is_answered_during_shutdown(database_url: str, tmp_path: Path) -> None:
