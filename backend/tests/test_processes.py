@@ -146,8 +146,10 @@ def test_alembic_migrates_the_embedded_database_and_one_from_the_settings(
     checkout: Path, empty_database_url: str
 ) -> None:
     with ThreadPoolExecutor() as pool:
-        settings: list[dict[str, str]] = [{}, {"DATABASE_URL": empty_database_url}]
-        for ended in pool.map(lambda env: run(checkout, (*ALEMBIC, "upgrade", "head"), forked=False, **env), settings):
+        alembic = (*ALEMBIC, "upgrade", "head")
+        embedded = pool.submit(run, checkout, alembic, forked=False)
+        from_settings = pool.submit(run, checkout, alembic, DATABASE_URL=empty_database_url)
+        for ended in (embedded.result(), from_settings.result()):
             assert ended.returncode == 0, ended.stderr
             assert "Traceback" not in ended.stderr
     assert execute(empty_database_url, "SELECT count(*) FROM tasks") == [(0,)]
