@@ -21,10 +21,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from backend.core import http_protocol
 from backend.tests.concurrency import until
 from backend.tests.raw_http import HEAD_LIMIT, UPGRADE, Raw, request, segments
-from backend.tests.serving import Service, as_process, in_thread, settings
+from backend.tests.serving import ROOT, Service, as_process, in_thread, settings
 
 BIN = Path(sys.executable).parent
-UVICORN = (str(BIN / "uvicorn"), "backend.main:app", "--port", "{port}")
+UVICORN = (str(BIN / "uvicorn"), "patient:app", "--port", "{port}")
 SHORT_LIMITS = """
 import runpy
 from backend.core import http_protocol
@@ -32,13 +32,12 @@ http_protocol.HEAD_SECONDS, http_protocol.SEND_SECONDS = 2, 3
 runpy.run_module("backend", run_name="__main__", alter_sys=True)
 """
 """`python -m backend` with shorter limits of time, which tests wait for."""
-LONG_DRAIN = """
-import runpy
+PATIENT = """
 from backend.core import http_protocol
+from backend.main import app
 http_protocol.DRAIN_SECONDS = 60
-runpy.run_module("backend", run_name="__main__", alter_sys=True)
 """
-"""`python -m backend` that keeps idle connections open for a minute of the shutdown, so that a test can use one."""
+"""A module whose `app` serves idle connections for a minute of the shutdown, because a test may be slow to use them."""
 
 
 def new_task(client: httpx.Client, tasks: str) -> str:
@@ -461,10 +460,16 @@ def test_a_pipelined_request_waits_until_the_client_has_read_the_responses_befor
 # Stop
 
 
-def test_a_request_in_transit_during_the_shutdown_is_answered(database_url: str, tmp_path: Path) -> None:
+@pytest.fixture
+def patient(database_url: str, tmp_path: Path) -> dict[str, str]:
+    """Settings for a service that serves idle connections for a minute of its shutdown."""
+    (tmp_path / "patient.py").write_text(PATIENT)
+    return {"DATABASE_URL": database_url, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+
+
+def test_a_request_in_transit_during_the_shutdown_is_answered(patient: dict[str, str], tmp_path: Path) -> None:
     assert 0.1 < http_protocol.DRAIN_SECONDS < 1
-    command = (sys.executable, "-c", LONG_DRAIN)
-    with as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service:
+    with as_process(tmp_path, *UVICORN, env=patient) as service:
         with ExitStack() as stack:
             # One that has been used, and one that has not.
             raws = [stack.enter_context(closing(Raw(service.base_url))) for _ in range(2)]
@@ -495,7 +500,7 @@ def test_the_longest_allowed_request_is_answered_during_shutdown(database_url: s
 
 @pytest.mark.parametrize("command", [UVICORN, (*UVICORN, "--workers", "2")], ids=["1 worker", "2 workers"])
 def test_shutdown_under_load_answers_every_request(
-    database_url: str, client: httpx.Client, tmp_path: Path, tasks: str, command: tuple[str, ...]
+    patient: dict[str, str], client: httpx.Client, tmp_path: Path, tasks: str, command: tuple[str, ...]
 ) -> None:
     counts = {"answered": 0, "never accepted": 0, "unanswered": 0}
 
@@ -515,7 +520,7 @@ def test_shutdown_under_load_answers_every_request(
                         if answer.headers.get("Connection") == "close":
                             break
 
-    with as_process(tmp_path, *command, env={"DATABASE_URL": database_url}) as service, ThreadPoolExecutor(16) as pool:
+    with as_process(tmp_path, *command, env=patient) as service, ThreadPoolExecutor(16) as pool:
         until(lambda: service.log.count("Application startup complete") == (2 if "--workers" in command else 1))
         creating = [pool.submit(create, service.base_url) for _ in range(16)]
         until(lambda: counts["answered"] > 200)
