@@ -118,8 +118,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._draining = True
-        idle = self.cycle is None or self.cycle.response_complete
-        self.loop.call_later(DRAIN_SECONDS if idle else 0, super().shutdown)  # a request may be in transit
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(DRAIN_SECONDS, super().shutdown)  # a request may be in transit
+        else:
+            super().shutdown()
 
     def _refuse(self, status: int) -> None:
         cycle = self.cycle
