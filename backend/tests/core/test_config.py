@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from dotenv import dotenv_values
@@ -92,16 +93,22 @@ def test_a_file_that_is_not_utf_8_is_named(capsys: pytest.CaptureFixture[str]) -
     assert ".env" in refusal(capsys)
 
 
-def test_a_file_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    Path(".env").write_text("LOG_LEVEL=debug\n")
-    Path(".env").chmod(0)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        assert ".env" in refusal(capsys)
-    finally:
-        os.seteuid(user)
+def test_a_file_that_cannot_be_read_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's own folders can be read by their owner only; the file is to be the only obstacle.
+    with TemporaryDirectory() as folder, monkeypatch.context() as inside:
+        Path(folder).chmod(0o755)
+        inside.chdir(folder)
+        Path(".env").write_text("LOG_LEVEL=debug\n")
+        Path(".env").chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert ".env" in refusal(capsys)
+        finally:
+            os.seteuid(user)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
