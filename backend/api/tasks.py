@@ -106,7 +106,7 @@ async def create_task(
     row = await tasks.create(session, user_id, task, idempotency_key)
     headers = {"Location": f"{tasks_path(request, user_id)}/{row.public_dict['id']}"}
     if idempotency_key is not None and row.replayed:
-        # The original body is not stored: it can be compared only while the task is unchanged.
+        # The original body is not stored: the new one can be compared only with a task that is still unchanged.
         unchanged = row.public_dict["updated_at"] == row.public_dict["created_at"]
         if unchanged and not task.model_dump().items() <= row.public_dict.items():
             raise invalid("header", "Idempotency-Key", "The key was used before with another body")

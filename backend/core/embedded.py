@@ -101,7 +101,7 @@ class _Server:
                 shutil.rmtree(self._socket, ignore_errors=True)
 
     def _stop(self) -> bool:
-        """Ask the server to stop, if it has a process id yet; returns whether it has ended."""
+        """Ask the server to stop, if postmaster.pid already has its process id; returns whether it has ended."""
         if not self._is_running():
             return True
         with suppress(ProcessLookupError, IndexError):

@@ -114,7 +114,7 @@ class LogHandler(logging.Handler):
             if self._dropped and not data:
                 logger.warning("%d log lines were dropped: standard error was full or closed", self._dropped)
                 self._dropped = 0
-            # Write many lines per wake-up, because each one takes time from the event loop.
+            # Write many lines per wake-up, because each wake-up takes time from the event loop.
             self._flush_requested.wait(WRITE_INTERVAL)
             self._flush_requested.clear()
 
