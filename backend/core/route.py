@@ -151,8 +151,9 @@ def add_routes(
 ) -> None:
     """Declare the routes of `router` on the app itself, as StrictJSONRoutes.
 
-    `dependencies` run before those of each route; `responses` are added to those of each route. Unlike `include_router`, this does not
-    match every request twice: the second match costs as much as the rest of the routing.
+    `dependencies` run before those of each route; `responses` are added to those of each route. Unlike
+    `include_router`, this does not match every request twice: the second match costs as much as the rest of the
+    routing.
     """
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
     for context in iter_route_contexts(router.routes):
