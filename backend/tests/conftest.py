@@ -14,9 +14,9 @@ import pytest
 
 from backend.core import embedded, schema
 from backend.tests.database import execute
+from backend.tests.embedded_data import RUN_FOLDER, copy_data
 from backend.tests.serving import in_thread, settings
 
-SERVER_FOLDER = "TEST_SERVER_FOLDER"
 SLOWEST = [
     "test_processes",
     "test_http_edge",
@@ -54,14 +54,14 @@ CREATE SCHEMA public;
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Create a folder for the embedded PostgreSQL, once for all processes of a test run; they inherit its name."""
+    """Create a folder for embedded servers, once for all processes of a test run; they inherit its name."""
     # A shell may start a background job with these ignored, and the services under test would inherit that.
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     if "PYTEST_XDIST_WORKER" not in os.environ:
         # Not in pytest's folder: the next run as root would make it inaccessible to the user that PostgreSQL runs as.
         folder = TemporaryDirectory()
-        os.environ[SERVER_FOLDER] = folder.name
+        os.environ[RUN_FOLDER] = folder.name
         # A folder without certificates: otherwise each client of httpx reads a file of them, which takes 20 ms.
         os.environ["SSL_CERT_DIR"] = folder.name
         os.environ.pop("SSL_CERT_FILE", None)
@@ -79,10 +79,9 @@ def postgres_url() -> Iterator[str]:
     if given := os.environ.get("TEST_DATABASE_URL"):
         yield given
         return
-    with embedded.postgres(Path(os.environ[SERVER_FOLDER])) as url:
-        # The data is deleted after the run.
-        execute(url, "ALTER SYSTEM SET fsync = off")
-        execute(url, "SELECT pg_reload_conf()")
+    folder = Path(os.environ[RUN_FOLDER], "shared")
+    copy_data(folder)
+    with embedded.postgres(folder) as url:
         yield url
 
 

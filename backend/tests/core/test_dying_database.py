@@ -20,6 +20,7 @@ import pytest
 from backend.core import embedded, schema
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.tests.concurrency import concurrent_client, until
+from backend.tests.embedded_data import copy_data
 from backend.tests.errors import assert_error
 from backend.tests.process_checks import assert_processes_end, processes
 from backend.tests.serving import in_thread, settings
@@ -33,6 +34,7 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        copy_data(folder)
         with embedded.postgres(folder) as url:
             schema.upgrade(url)
         self.url = f"postgresql:///postgres?user=postgres&host={folder}/postgres"

@@ -19,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from backend.core import embedded
 from backend.tests.concurrency import until
 from backend.tests.database import execute
+from backend.tests.embedded_data import copy_data
 from backend.tests.fork_server import ForkedProcess
 from backend.tests.process_checks import assert_processes_end, assert_server_stopped, processes
 from backend.tests.serving import ROOT
@@ -87,25 +88,18 @@ def folder() -> Iterator[Path]:
         kill_all(processes(folder))
 
 
-@pytest.fixture(scope="module")
-def created() -> Iterator[Path]:
-    """A folder with the data of a server that has been stopped."""
-    with TemporaryDirectory() as folder:
-        with embedded.postgres(Path(folder)):
-            pass
-        with (Path(folder) / "postgres" / "postgresql.conf").open("a") as configuration:
-            configuration.write("fsync = off\n")
-        yield Path(folder)
-
-
 @pytest.fixture
-def used_folder(folder: Path, created: Path) -> Path:
-    """Like `folder`, with the data of a server: creating it takes 0.5 s of CPU time."""
-    subprocess.run(["cp", "-pR", created / "postgres", folder], check=True)
+def used_folder(folder: Path) -> Path:
+    """Like `folder`, with the data of a server."""
+    copy_data(folder)
     return folder
 
 
-def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
+def test_processes_share_a_new_server_the_last_stops_it_and_parent_folders_keep_their_permissions(
+    folder: Path,
+) -> None:
+    folder.parent.chmod(0o700)
+    modes = [parent.stat().st_mode for parent in folder.parents]
     # The files that an interrupted start leaves behind.
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18")
@@ -113,6 +107,7 @@ def test_processes_share_one_server_and_the_last_stops_it(folder: Path) -> None:
     [url] = {process.url() for process in users}
     assert server(folder) in processes(folder)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert [parent.stat().st_mode for parent in folder.parents] == modes
     execute(url, "CREATE TABLE kept AS SELECT 1 AS one")
     while users:
         assert execute(url, "SELECT one FROM kept") == [(1,)]
@@ -194,15 +189,6 @@ def test_a_server_without_free_connections_is_shared(used_folder: Path) -> None:
     assert_server_stopped(used_folder)
 
 
-def test_parent_folders_keep_their_permissions(folder: Path) -> None:
-    folder.parent.chmod(0o700)
-    modes = [parent.stat().st_mode for parent in folder.parents]
-    process = Process(folder)
-    assert execute(process.url(), "SELECT 1") == [(1,)]
-    assert [parent.stat().st_mode for parent in folder.parents] == modes
-    assert process.leave() == (0, "")
-
-
 def test_programs_in_an_inaccessible_folder_are_copied(folder: Path) -> None:
     # As in a checkout that PostgreSQL's user cannot access, or whose name a shell would expand.
     packages = folder / "packages"
@@ -221,6 +207,7 @@ def test_programs_in_an_inaccessible_folder_are_copied(folder: Path) -> None:
 
 def test_a_path_may_be_longer_than_the_limit_for_sockets(folder: Path) -> None:
     deep = folder / ("long" * 40)
+    copy_data(deep)
     users = [Process(deep) for _ in range(2)]
     [url] = {process.url() for process in users}
     assert execute(url, "SELECT 1") == [(1,)]
@@ -264,9 +251,9 @@ def test_a_server_that_does_not_start_fails_startup_with_one_line(
     assert re.fullmatch(r"Cannot start: [^\n]+postgresql\.conf[^\n]+DATABASE_URL\n", capsys.readouterr().err)
 
 
-def test_a_terminated_process_stops_the_server(folder: Path) -> None:
-    process = Process(folder)
+def test_a_terminated_process_stops_the_server(used_folder: Path) -> None:
+    process = Process(used_folder)
     assert process.url()
     process.terminate()
     assert process.leave()[0] == 128 + signal.SIGTERM
-    assert_server_stopped(folder)
+    assert_server_stopped(used_folder)
