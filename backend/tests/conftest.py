@@ -15,7 +15,7 @@ import pytest
 from backend.core import embedded, schema
 from backend.tests.database import execute
 from backend.tests.embedded_data import RUN_FOLDER, copy_data
-from backend.tests.serving import in_thread, settings
+from backend.tests.serving import ROOT, in_thread, settings
 
 SLOWEST = [
     "test_processes",
@@ -35,6 +35,12 @@ SLOWEST = [
     "test_fairness",
     "test_hostile_input",
 ]
+PATIENT = """
+from backend.core import http_protocol
+from backend.main import app
+http_protocol.DRAIN_SECONDS = 60
+"""
+"""A module whose `app` serves idle connections for a minute of the shutdown, because a test may be slow to use them."""
 # PgBouncer may have given this session the lock of an earlier migration.
 EMPTY = """
 SELECT pg_advisory_unlock_all();
@@ -146,3 +152,10 @@ def user() -> str:
 def tasks(user: str) -> str:
     """The path of the user's tasks."""
     return f"/api/{user}/tasks"
+
+
+@pytest.fixture
+def patient(database_url: str, tmp_path: Path) -> dict[str, str]:
+    """Settings for a service that serves idle connections for a minute of its shutdown."""
+    (tmp_path / "patient.py").write_text(PATIENT)
+    return {"DATABASE_URL": database_url, "PYTHONPATH": f"{ROOT}:{tmp_path}"}

@@ -1,4 +1,4 @@
-"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, shutdown under load."""
+"""The HTTP server: upgrades, heads, pipelines, silent clients, clients that do not read, the end."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from backend.core import http_protocol
 from backend.tests.concurrency import until
 from backend.tests.raw_http import HEAD_LIMIT, UPGRADE, Raw, request, segments
-from backend.tests.serving import ROOT, Service, as_process, in_thread, settings
+from backend.tests.serving import Service, as_process, in_thread, settings
 
 BIN = Path(sys.executable).parent
 UVICORN = (str(BIN / "uvicorn"), "patient:app", "--port", "{port}")
@@ -32,12 +32,6 @@ http_protocol.HEAD_SECONDS, http_protocol.SEND_SECONDS = 2, 3
 runpy.run_module("backend", run_name="__main__", alter_sys=True)
 """
 """`python -m backend` with shorter limits of time, which tests wait for."""
-PATIENT = """
-from backend.core import http_protocol
-from backend.main import app
-http_protocol.DRAIN_SECONDS = 60
-"""
-"""A module whose `app` serves idle connections for a minute of the shutdown, because a test may be slow to use them."""
 
 
 def new_task(client: httpx.Client, tasks: str) -> str:
@@ -460,13 +454,6 @@ def test_a_pipelined_request_waits_until_the_client_has_read_the_responses_befor
 # Stop
 
 
-@pytest.fixture
-def patient(database_url: str, tmp_path: Path) -> dict[str, str]:
-    """Settings for a service that serves idle connections for a minute of its shutdown."""
-    (tmp_path / "patient.py").write_text(PATIENT)
-    return {"DATABASE_URL": database_url, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-
-
 def test_a_request_in_transit_during_the_shutdown_is_answered(patient: dict[str, str], tmp_path: Path) -> None:
     assert 0.1 < http_protocol.DRAIN_SECONDS < 1
     with as_process(tmp_path, *UVICORN, env=patient) as service:
@@ -496,40 +483,3 @@ def test_the_longest_allowed_request_is_answered_during_shutdown(database_url: s
             assert answer.status_code == 201
             assert answer.headers["Connection"] == "close"
         assert service.process.wait(30) == 0
-
-
-@pytest.mark.parametrize("command", [UVICORN, (*UVICORN, "--workers", "2")], ids=["1 worker", "2 workers"])
-def test_shutdown_under_load_answers_every_request(
-    patient: dict[str, str], client: httpx.Client, tmp_path: Path, tasks: str, command: tuple[str, ...]
-) -> None:
-    counts = {"answered": 0, "never accepted": 0, "unanswered": 0}
-
-    def create(base_url: str) -> None:
-        data = request("POST", tasks, "", b'{"title": "a"}')
-        with suppress(ConnectionRefusedError):
-            while True:
-                with closing(Raw(base_url)) as raw:
-                    for i in range(1000):
-                        try:
-                            answer = raw.send(data).response()
-                        except OSError:
-                            counts["unanswered" if i else "never accepted"] += 1
-                            break
-                        assert answer.status_code == 201
-                        counts["answered"] += 1
-                        if answer.headers.get("Connection") == "close":
-                            break
-
-    with as_process(tmp_path, *command, env=patient) as service, ThreadPoolExecutor(16) as pool:
-        until(lambda: service.log.count("Application startup complete") == (2 if "--workers" in command else 1))
-        creating = [pool.submit(create, service.base_url) for _ in range(16)]
-        until(lambda: counts["answered"] > 200)
-        service.process.send_signal(signal.SIGTERM)
-        for each in creating:
-            each.result()
-        assert service.process.wait(30) == 0
-        print(f"\n{counts}")
-        assert "Traceback" not in service.log
-    assert counts["unanswered"] == 0
-    total = client.get(tasks, params={"total": "true", "limit": 1}).headers["X-Total-Count"]
-    assert int(total) == counts["answered"]

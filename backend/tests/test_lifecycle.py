@@ -1,13 +1,14 @@
-"""Start, end and failures: an unreachable database, a missing schema, signals, a dead worker, an unwritable log."""
+"""Start, end and failures: an unreachable database, a missing schema, load, a dead worker, an unwritable log."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,10 +23,13 @@ from backend.tests.database import execute
 from backend.tests.errors import assert_error
 from backend.tests.process_checks import members
 from backend.tests.proxy import Proxy, proxied
+from backend.tests.raw_http import Raw, request
 from backend.tests.serving import Service, as_process, in_thread, settings
+from backend.tests.test_processes import assert_clean_exit, use
 
 PYTHON_M = (sys.executable, "-m", "backend")
 UVICORN = (sys.executable, "-m", "uvicorn", "backend.main:app", "--port", "{port}")
+UVICORN_PATIENT = (sys.executable, "-m", "uvicorn", "patient:app", "--port", "{port}")
 CLIENTS = 8
 
 
@@ -117,11 +121,13 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
     """Kill a worker while clients create tasks, with retries; returns the statuses and the number of lost requests."""
     statuses: Counter[int] = Counter()
     lost = 0
-    stop = asyncio.Event()
+    stop, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
 
-    async def use(client: httpx.AsyncClient) -> None:
+    async def create(client: httpx.AsyncClient) -> None:
         nonlocal lost
         while not stop.is_set():
+            await go_on.wait()
             key = {"Idempotency-Key": str(uuid4())}
             status = None
             while status is None:
@@ -133,30 +139,90 @@ async def kill_a_worker(service: Service, tasks: str) -> tuple[Counter[int], int
 
     async with concurrent_client(service.base_url) as client, asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
-            group.create_task(use(client))
-        await asyncio.to_thread(until, lambda: statuses.total() > 10 * CLIENTS)
+            group.create_task(create(client))
+        await asyncio.to_thread(until, lambda: statuses.total() > 5 * CLIENTS)
         before = workers_of(service)
         os.kill(min(before), signal.SIGKILL)
+        served = statuses.total()
+        await asyncio.to_thread(until, lambda: statuses.total() > served + 2 * CLIENTS)
+        # Otherwise they use the CPU time that the new worker needs to start.
+        go_on.clear()
         await asyncio.to_thread(until, lambda: service.log.count("Application startup complete") == 3)
         assert len(workers_of(service) - before) == 1
+        go_on.set()
         served = statuses.total()
-        await asyncio.to_thread(until, lambda: statuses.total() > served + 10 * CLIENTS)
+        await asyncio.to_thread(until, lambda: statuses.total() > served + 5 * CLIENTS)
         stop.set()
     return statuses, lost
 
 
-def test_a_dead_worker_is_replaced_and_only_its_clients_are_disconnected(
-    database_url: str, tmp_path: Path, tasks: str
+def create_until_the_end(service: Service, tasks: str) -> int:
+    """Terminate the service while clients create tasks; returns the number of requests, which were all answered."""
+    counts = {"answered": 0, "never accepted": 0, "unanswered": 0}
+
+    def create() -> None:
+        data = request("POST", tasks, "", b'{"title": "a"}')
+        with suppress(ConnectionRefusedError):
+            while True:
+                with closing(Raw(service.base_url)) as raw:
+                    for i in range(1000):
+                        try:
+                            answer = raw.send(data).response()
+                        except OSError:
+                            counts["unanswered" if i else "never accepted"] += 1
+                            break
+                        assert answer.status_code == 201
+                        counts["answered"] += 1
+                        if answer.headers.get("Connection") == "close":
+                            break
+
+    with ThreadPoolExecutor(16) as pool:
+        creating = [pool.submit(create) for _ in range(16)]
+        until(lambda: counts["answered"] > 200)
+        service.process.send_signal(signal.SIGTERM)
+        for each in creating:
+            each.result()
+    assert service.process.wait(30) == 0
+    print(f"\n{counts}")
+    assert counts["unanswered"] == 0
+    return counts["answered"]
+
+
+def number_of(client: httpx.Client, tasks: str) -> int:
+    return int(client.get(tasks, params={"total": "true", "limit": 1}).headers["X-Total-Count"])
+
+
+def test_shutdown_under_load_answers_every_request(
+    patient: dict[str, str], client: httpx.Client, tmp_path: Path, tasks: str
 ) -> None:
-    env = {"DATABASE_URL": database_url}
-    with as_process(tmp_path, *UVICORN, "--workers", "2", env=env) as service:
+    with as_process(tmp_path, *UVICORN_PATIENT, env=patient) as service:
+        answered = create_until_the_end(service, tasks)
+        assert "Traceback" not in service.log
+    assert number_of(client, tasks) == answered
+
+
+def test_of_two_workers_a_dead_one_is_replaced_the_shutdown_answers_every_request_and_all_lines_are_json(
+    patient: dict[str, str], client: httpx.Client, tmp_path: Path, tasks: str
+) -> None:
+    env = {**patient, "ENVIRONMENT": "production", "AUTH_DISABLED": "true"}
+    options = ("--workers", "2", "--log-config", "backend/log_config.json")
+    with as_process(tmp_path, *UVICORN_PATIENT, *options, env=env) as service:
         until(lambda: service.log.count("Application startup complete") == 2)
+        use(service)
         statuses, lost = asyncio.run(kill_a_worker(service, tasks))
         print(f"\n{statuses.total()} creations, {lost} of {CLIENTS} clients cut off")
         assert list(statuses) == [201]
+        # Only the clients of this worker are disconnected.
         assert lost <= CLIENTS
-        listed = httpx.get(f"{service.base_url}{tasks}", params={"total": "true"})
-        assert listed.headers["X-Total-Count"] == str(statuses.total())
+        assert number_of(client, tasks) == statuses.total()
+        others = f"/api/{uuid4()}/tasks"
+        answered = create_until_the_end(service, others)
+        assert number_of(client, others) == answered
+    assert_clean_exit(service)
+    messages = [json.loads(line)["message"] for line in service.log.splitlines()]
+    for expected, times in (("Started server process", 3), ("Shutting down", 2), ("Finished server process", 2)):
+        assert sum(expected in message for message in messages) == times
+    assert any("Uvicorn running on" in message for message in messages)
 
 
 @contextmanager
