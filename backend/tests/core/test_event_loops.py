@@ -129,7 +129,7 @@ def test_every_request_is_answered_while_connections_are_terminated(empty_databa
 
     async def get_and_put(client: httpx.AsyncClient) -> None:
         location = None
-        for _ in range(30):
+        for _ in range(15):
             if location is None:
                 answer = await client.post(f"/api/{uuid4()}/tasks", json={"title": "a"})
                 location = answer.headers.get("Location")
@@ -167,6 +167,6 @@ def test_sequential_requests_use_one_connection(database_url: str, tasks: str, l
         in_thread(settings(proxy.url, log_level="error"), loop) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
-        for _ in range(200):
+        for _ in range(50):
             assert client.get(tasks).status_code == 200
         assert proxy.opened == 1

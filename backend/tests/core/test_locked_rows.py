@@ -87,7 +87,7 @@ def test_writers_of_a_locked_row_do_not_delay_other_users(database_url: str, tas
                 statuses["list", client.get(f"/api/{uuid4()}/tasks").status_code] += 1
                 created = client.post(f"/api/{uuid4()}/tasks", json={"title": "a"})
                 statuses["create", created.status_code] += 1
-                time.sleep(0.02)  # so that the requests are spread over several retries of the writers
+                time.sleep(0.06)  # so that the requests are spread over several retries of the writers
         finally:
             stop.set()
         refused = [answer for writer in writers for answer in writer.result()]
