@@ -8,6 +8,9 @@ import psycopg2
 
 from backend.tests.concurrency import until
 
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+"""The sessions whose statement waits for a lock; the parameter is a pattern of the statement."""
+
 
 def execute(url: str, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
     """Run one statement in its own transaction; returns its rows, if any."""

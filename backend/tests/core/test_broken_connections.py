@@ -18,7 +18,7 @@ from backend.core.db import Session, Statement
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.core.pool import Pool
 from backend.tests.concurrency import Call, send_concurrently, until
-from backend.tests.database import execute
+from backend.tests.database import WAITING, execute
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Cut, Ending, Proxy, proxied
 from backend.tests.serving import in_thread, settings
@@ -202,12 +202,11 @@ def test_a_statement_terminated_by_an_operator_is_retried_if_that_is_safe(
 ) -> None:
     created = client.post(tasks, json={"title": "a"})
     task_id, location = created.json()["id"], created.headers["Location"]
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with ThreadPoolExecutor() as pool, closing(psycopg2.connect(database_url)) as other, other.cursor() as cursor:
         cursor.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (task_id,))
         toggled = pool.submit(client.request, "PATCH", f"{location}/complete", json=json)
-        until(lambda: execute(database_url, waiting, (f"%{task_id}%",)))
-        execute(database_url, f"SELECT pg_terminate_backend(pid, 10000) FROM ({waiting}) AS waiting", (f"%{task_id}%",))
+        until(lambda: execute(database_url, WAITING, (f"%{task_id}%",)))
+        execute(database_url, f"SELECT pg_terminate_backend(pid, 10000) FROM ({WAITING}) AS waiting", (f"%{task_id}%",))
         other.rollback()
     assert toggled.result().status_code == status
     assert client.get(location).json()["completed"] == (status == 200)

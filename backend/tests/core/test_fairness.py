@@ -13,10 +13,9 @@ import psycopg2
 
 from backend.core import schema
 from backend.tests.concurrency import concurrent_client, until
-from backend.tests.database import execute
+from backend.tests.database import WAITING, execute
 from backend.tests.serving import in_thread, settings
 
-WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
 CANCEL = """
 SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """

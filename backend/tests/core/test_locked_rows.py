@@ -14,13 +14,12 @@ import pytest
 from backend.core import connection
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.tests.concurrency import until
-from backend.tests.database import execute
+from backend.tests.database import WAITING, execute
 from backend.tests.errors import assert_error
 from backend.tests.serving import in_thread, settings
 
 TIMEOUT = 0.5
 """DB_POOL_TIMEOUT in seconds."""
-WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
 
 
 def test_postgresql_cancels_a_timed_out_statement_and_nothing_is_written(

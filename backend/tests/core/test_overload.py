@@ -12,7 +12,7 @@ import pytest
 from backend.core import connection
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.tests.concurrency import Call, send_concurrently, until
-from backend.tests.database import execute
+from backend.tests.database import WAITING, execute
 from backend.tests.errors import assert_error
 from backend.tests.proxy import Proxy, proxied
 from backend.tests.serving import in_thread, settings
@@ -169,7 +169,6 @@ def test_postgresql_cancels_a_timed_out_statement(
 ) -> None:
     # On a busy machine the server may report the end of a statement late.
     monkeypatch.setattr(connection, "ANSWER_GRACE", 10)
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with (
         in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=0.2)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
@@ -183,7 +182,7 @@ def test_postgresql_cancels_a_timed_out_statement(
                 toggled = client.patch(f"{location}/complete")
                 assert_error(toggled, 503)
                 assert toggled.json()["detail"] == f"The database did not finish in time; {NOT_WRITTEN}."
-                assert execute(database_url, waiting, (this_task,)) == []
+                assert execute(database_url, WAITING, (this_task,)) == []
                 assert client.get(location).status_code == 200
             other.rollback()
         assert client.get(location).json()["completed"] is False
