@@ -21,7 +21,7 @@ def processes(folder: Path) -> list[int]:
         env={"PATH": os.environ["PATH"], "LC_ALL": "C"}, cwd="/", capture_output=True, text=True, check=False,
         user=owner.st_uid if root else None, group=owner.st_gid if root else None, extra_groups=[] if root else None,
     )  # fmt: skip
-    # A process may have ended meanwhile. Any other error would hide one.
+    # A process may have ended meanwhile. After any other error, a running process could be missing from the result.
     errors = [line for line in looked.stderr.splitlines() if not line.endswith(": No such file or directory")]
     assert not errors, errors
     found = [line.split(" ", 1) for line in looked.stdout.splitlines()]

@@ -298,7 +298,8 @@ class _Connection:
             while True:
                 kind, message = await _message(reader)
                 answer += message
-                # A whole answer at once, so that it is delayed once; before the first, the messages that need a reply.
+                # Forward each answer as a whole, so that it is delayed once.
+                # During authentication, forward each message that needs a reply.
                 if kind not in "RZ":
                     continue
                 if self._fault == "error 08006":

@@ -97,11 +97,11 @@ def as_process(
     stderr: int | None = None,
     forked: bool = True,
 ) -> Iterator[Service]:
-    """Run `command` (default `python -m backend`) with only `env` set; it is live in the block and killed afterwards.
+    """Run `command` (default `python -m backend`) with only `env` set; it is live in the block and stopped afterwards.
 
-    `{port}` in the command is replaced by the port, which is in PORT too. Without `stderr`, a descriptor, the log
-    contains standard error too. The command must be Python or a script of the same environment, unless it is not
-    `forked` from the fork server.
+    `{port}` in the command is replaced by the port, which is also set as PORT. `stderr` is a file descriptor; if it is
+    None, standard error goes to the log. If `forked`, the process comes from the fork server, and the command must be
+    Python or a script of the same environment.
     """
     port = port or free_port()
     arguments = [part.format(port=port) for part in command or (sys.executable, "-m", "backend")]

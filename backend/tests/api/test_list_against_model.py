@@ -96,7 +96,7 @@ class ModelledUser:
         if task := self._picked(pick):
             response = self.client.put(self._url(task), json=change)
             if change:
-                self._is_changed(response, task, change)
+                self._assert_changed(response, task, change)
             else:
                 assert (response.status_code, response.json()) == (200, task)
 
@@ -104,7 +104,7 @@ class ModelledUser:
         if task := self._picked(pick):
             change = {"completed": not task["completed"] if completed is None else completed}
             response = self.client.patch(f"{self._url(task)}/complete", json=None if completed is None else change)
-            self._is_changed(response, task, change)
+            self._assert_changed(response, task, change)
 
     def delete(self, pick: int) -> None:
         if task := self._picked(pick):
@@ -115,11 +115,11 @@ class ModelledUser:
     def page_by_offset(self, query: Query, limit: int, offset: int) -> None:
         expected = self._matching(query)
         page = self.client.get(self.path, params={**query, "limit": limit, "offset": offset})
-        self._is_page(page, query, limit, expected[offset:])
+        self._assert_page(page, query, limit, expected[offset:])
         assert set(page.links) - {"next"} == ({"first", "prev"} if offset else {"first"})
         positions: dict[str | None, int] = {"first": 0, "prev": max(0, offset - limit), "next": offset + limit}
         for relation, target in page.links.items():
-            self._is_page(self.client.get(target["url"]), query, limit, expected[positions[relation] :])
+            self._assert_page(self.client.get(target["url"]), query, limit, expected[positions[relation] :])
 
     def start_walk(self, query: Query, limit: int) -> None:
         self.walks.append(Walk(query, limit, str(httpx.URL(self.path, params={**query, "limit": limit}))))
@@ -134,7 +134,7 @@ class ModelledUser:
         rest = [
             task for task in self._matching(walk.query) if walk.last is None or _position(task) < _position(walk.last)
         ]
-        self._is_page(page, walk.query, walk.limit, rest)
+        self._assert_page(page, walk.query, walk.limit, rest)
         assert set(page.links) <= {"next"}
         if page.links:
             walk.next_url, walk.last = page.links["next"]["url"], page.json()[-1]
@@ -157,16 +157,18 @@ class ModelledUser:
         ]
         return sorted(found, key=_position, reverse=True)
 
-    def _is_page(self, page: httpx.Response, query: Query, limit: int, rest: list[Task]) -> None:
-        """Assert the first tasks of `rest`, a next page exactly if there are more, and the total if asked for."""
+    def _assert_page(self, page: httpx.Response, query: Query, limit: int, rest: list[Task]) -> None:
+        """Assert that the page contains the first tasks of `rest`, the total if requested, and a link to the next page
+        if there are more tasks.
+        """
         assert page.status_code == 200
         assert page.json() == rest[:limit]
         assert ("next" in page.links) == (len(rest) > limit)
         total = str(len(self._matching(query))) if query.get("total") == "true" else None
         assert page.headers.get("X-Total-Count") == total
 
-    def _is_changed(self, response: httpx.Response, task: Task, change: Task) -> None:
-        """Assert the task with this change and a later `updated_at`, and apply it to the model."""
+    def _assert_changed(self, response: httpx.Response, task: Task, change: Task) -> None:
+        """Assert that the response is the task with this change and a later `updated_at`; apply it to the model."""
         assert response.status_code == 200
         changed = response.json()
         assert changed == task | change | {"updated_at": changed["updated_at"]}

@@ -84,7 +84,7 @@ VARIANTS = [
 
 
 def prepare(client: httpx.Client, tasks: str) -> dict[str, str]:
-    """Create the three tasks of a variant's user; what the variant's path and headers refer to."""
+    """Create the three tasks of a variant's user; returns what the variant's path and headers refer to."""
     task = client.post(tasks, json={"title": "first task"}, headers={"Idempotency-Key": "used"})
     for title in ("second task", "third task"):
         client.post(tasks, json={"title": title})

@@ -110,7 +110,7 @@ def test_a_connection_that_closed_after_a_response_is_not_reused(
         proxy.faults = ["after the answer"]
         before = proxy.opened
         assert client.patch(f"{location}/complete").json()["completed"] is True
-        # When the proxy has removed the connection, its end was sent; the service reads it before the next request.
+        # The proxy removes the connection after it has sent FIN or RST; the service reads that before the next request.
         until(lambda: not proxy.connections)
     assert client.patch(f"{location}/complete").json()["completed"] is False
     assert proxy.opened == before + 1
