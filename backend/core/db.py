@@ -66,10 +66,10 @@ class Session:
         A statement whose connection breaks is retried once if that is safe. Raises HTTPException 503 if the database is
         unreachable or too slow; its detail tells whether something may have been written.
         """
-        pool = self._pool
+        pool, user = self._pool, parameters.get("user_id")
         started = pool.loop.time()
         try:
-            user_slots = await pool.acquire_slot(parameters.get("user_id"))
+            await pool.acquire_slot(user)
         except TimeoutError:
             logger.warning("no free connection slot within %g s", pool.timeout)
             raise unavailable("Too many requests are waiting for the database") from None
@@ -115,7 +115,7 @@ class Session:
             logger.warning("%s failed: no connection or no answer within %g s", statement.name, pool.timeout)
             raise unavailable("The database did not answer in time", outcome) from None
         finally:
-            pool.release_slot(user_slots)
+            pool.release_slot(user)
 
 
 class TracedSession(Session):

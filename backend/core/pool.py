@@ -1,8 +1,7 @@
 """The pool: a process's connections, and the slots that requests wait for."""
 
 import asyncio
-from contextlib import nullcontext
-from weakref import WeakValueDictionary
+from collections import deque
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
 from backend.core.connection import Connection
@@ -11,9 +10,9 @@ from backend.core.connection import Connection
 class Pool:
     """At most `size` connections to the database at `url`, each used by one request at a time.
 
-    Each user's requests are served first come, first served, on at most half of the connections, rounded up, so that
-    slow or blocked statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately,
-    its use. If `traced`, sessions create a span per statement.
+    Waiting users are served in rotation, each on at most half of the connections, rounded up, so that slow or blocked
+    statements leave some for others. `timeout` in seconds bounds the wait for a slot and, separately, its use. If
+    `traced`, sessions create a span per statement.
     """
 
     def __init__(self, url: str, size: int, timeout: float, *, traced: bool = False) -> None:
@@ -21,9 +20,10 @@ class Pool:
         self.traced = traced
         self._hosts = split_hosts(url)
         self.loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(size)
+        self._free_slots = size
         self._slots_per_user = (size + 1) // 2
-        self._user_slots: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
+        self._used_slots: dict[object, int] = {}
+        self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
         # Last in, first out: under light load a few connections are reused. The others stay open until they are taken
         # and found expired.
         self._idle: list[Connection] = []
@@ -32,29 +32,44 @@ class Pool:
         self._valid_since = 0.0
         self._closed = False
 
-    async def acquire_slot(self, user: object) -> asyncio.Semaphore:
-        """Wait for a connection slot for `user`; returns the user's slots, which `release_slot` needs.
+    async def acquire_slot(self, user: object) -> None:
+        """Take a connection slot for `user`; raises TimeoutError if there is none for `timeout` seconds."""
+        if self._take_slot(user):
+            return
+        waiter = self.loop.create_future()
+        self._waiters.setdefault(user, deque()).append(waiter)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await waiter
+        except (TimeoutError, asyncio.CancelledError):
+            if waiter.done() and not waiter.cancelled():
+                self.release_slot(user)
+            raise
 
-        Raises TimeoutError after `timeout` seconds.
-        """
-        user_slots = self._user_slots.get(user)
-        if user_slots is None:
-            user_slots = self._user_slots[user] = asyncio.Semaphore(self._slots_per_user)
-        # Creating a timeout takes longer than acquiring both semaphores.
-        must_wait = user_slots.locked() or self._slots.locked()
-        async with asyncio.timeout(self.timeout) if must_wait else nullcontext():
-            await user_slots.acquire()
-            try:
-                await self._slots.acquire()
-            except BaseException:
-                user_slots.release()
-                raise
-        return user_slots
+    def release_slot(self, user: object) -> None:
+        """Release a slot of `user`, and give it to the first waiting user who has fewer than the maximum."""
+        self._free_slots += 1
+        self._used_slots[user] -= 1
+        if not self._used_slots[user]:
+            del self._used_slots[user]
+        for next_user, waiters in list(self._waiters.items()):
+            while waiters and waiters[0].done():
+                waiters.popleft()
+            if not waiters:
+                del self._waiters[next_user]
+            elif self._take_slot(next_user):
+                waiters.popleft().set_result(None)
+                # Last in the rotation.
+                self._waiters[next_user] = self._waiters.pop(next_user)
+                return
 
-    def release_slot(self, user_slots: asyncio.Semaphore) -> None:
-        """Release a slot; `user_slots` is what `acquire_slot` returned."""
-        self._slots.release()
-        user_slots.release()
+    def _take_slot(self, user: object) -> bool:
+        used = self._used_slots.get(user, 0)
+        if not self._free_slots or used >= self._slots_per_user:
+            return False
+        self._free_slots -= 1
+        self._used_slots[user] = used + 1
+        return True
 
     def take_idle(self) -> Connection | None:
         """Return an idle connection that can be used, if there is one."""

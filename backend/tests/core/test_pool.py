@@ -156,7 +156,7 @@ def test_a_connection_released_while_another_is_refused_is_not_missed(proxy: Pro
 def test_a_waiter_that_times_out_while_it_is_cancelled_keeps_no_slot(database_url: str) -> None:
     async def race() -> None:
         pool = Pool(database_url, 1, 0)
-        slots = await pool.acquire_slot("a")
+        await pool.acquire_slot("a")
         waiting = asyncio.create_task(pool.acquire_slot("b"))
         await asyncio.sleep(0)
         # The timeout and this call cancel the task in one iteration of the event loop, before it resumes.
@@ -165,7 +165,25 @@ def test_a_waiter_that_times_out_while_it_is_cancelled_keeps_no_slot(database_ur
             await waiting
         with pytest.raises(TimeoutError):
             await pool.acquire_slot("b")
-        pool.release_slot(slots)
-        assert await pool.acquire_slot("b")
+        pool.release_slot("a")
+        await pool.acquire_slot("b")
+
+    asyncio.run(race())
+
+
+@pytest.mark.parametrize("end", ["timeout", "cancelled"])
+def test_a_slot_given_to_a_waiter_that_ends_is_passed_on(database_url: str, end: str) -> None:
+    async def race() -> None:
+        pool = Pool(database_url, 1, 0 if end == "timeout" else 5)
+        await pool.acquire_slot("a")
+        waiting = asyncio.create_task(pool.acquire_slot("b"))
+        await asyncio.sleep(0)
+        # It has the slot now, but resumes only after the timeout or the cancellation.
+        pool.release_slot("a")
+        if end == "cancelled":
+            waiting.cancel()
+        with pytest.raises((TimeoutError, asyncio.CancelledError)):
+            await waiting
+        await pool.acquire_slot("c")
 
     asyncio.run(race())
