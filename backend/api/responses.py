@@ -46,7 +46,7 @@ def _invalid(kind: str, place: str, name: str, message: str) -> dict[str, Any]:
 
 
 ETAG = {"ETag": _header("The task's version, for `If-Match` and `If-None-Match`.")}
-LOCATION = {
+CREATION = {
     "Location": _header("URL of the task."),
     "Idempotency-Replayed": _header("`true` if the task already existed."),
 }

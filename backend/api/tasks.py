@@ -12,8 +12,8 @@ from backend.api.paging import links, tasks_path
 from backend.api.responses import (
     ALWAYS,
     CONDITIONAL,
+    CREATION,
     ETAG,
-    LOCATION,
     ONE_TASK,
     PAGE,
     WITH_BODY,
@@ -63,7 +63,7 @@ router = APIRouter(
     responses=ALWAYS,
 )
 CHANGED: Responses = {200: {"headers": ETAG}} | ONE_TASK | CONDITIONAL | WITH_BODY
-CREATED: Responses = {201: {"headers": LOCATION | ETAG}, **WITH_BODY}
+CREATED: Responses = {201: {"headers": CREATION | ETAG}, **WITH_BODY}
 FOUND: Responses = {200: {"headers": ETAG}, 304: {"description": "Not modified.", "headers": ETAG}, **ONE_TASK}
 
 

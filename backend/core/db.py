@@ -64,7 +64,8 @@ class Session:
         """Run `statement` in one round trip and return its rows.
 
         A statement whose connection breaks is retried once if that is safe. Raises HTTPException 503 if the database is
-        unreachable or too slow; its detail tells whether something may have been written.
+        unreachable or too slow; its detail tells whether something may have been written. Raises HTTPException 499 if
+        the client has disconnected during the wait for a slot.
         """
         pool, user = self._pool, parameters.get("user_id")
         started = pool.loop.time()

@@ -99,7 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self.flow.write_paused:
-            self.pipeline.append((cycle, app))  # one response at a time in memory
+            self.pipeline.append((cycle, app))  # at most a full write buffer and one response in memory
         else:
             self._running = cycle
             if self._draining and not self.pipeline:

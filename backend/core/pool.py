@@ -105,7 +105,7 @@ class Pool:
         return idle
 
     def release(self, connection: Connection) -> None:
-        """Take back a connection that `acquire` returned."""
+        """Take back a connection that `acquire` or `take_idle` returned."""
         self._idle.append(connection)
         self._released.set()
         if self._closed:

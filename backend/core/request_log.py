@@ -1,4 +1,4 @@
-"""Request ids, the log line of each request, and a log handler that never delays or fails a request."""
+"""Request ids, the log line of each request, and a log handler that request lines never wait for."""
 
 import asyncio
 import json
@@ -87,7 +87,7 @@ class LogHandler(logging.Handler):
                 self._wake.set()
         else:
             self._dropped += 1
-        # A uvicorn worker exits right after its last line, without exit handlers.
+        # A uvicorn worker exits right after its last line, without exit handlers. Waits, at most FLUSH_SECONDS.
         if record.name.startswith("uvicorn"):
             self.flush()
 

@@ -33,6 +33,8 @@ def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+# Not None, which is the value of the body `null`.
+_ABSENT: object = object()
 _JSON = json.JSONDecoder(parse_constant=_reject_constant)
 
 
@@ -52,12 +54,12 @@ class StrictJSONRequest(Request):
 
 
 async def _read_content(request: Request) -> object:
-    """The JSON value of the body, or None without a body, or bytes if the content type is not JSON."""
+    """The JSON value of the body, or _ABSENT without a body, or bytes if the content type is not JSON."""
     body = await _read(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if body and media_type.startswith("application/") and media_type.endswith(("/json", "+json")):
         return _parse(body)
-    return body or None
+    return body or _ABSENT
 
 
 def _parse(body: bytes) -> object:
@@ -120,7 +122,7 @@ class StrictJSONRoute(APIRoute):
             errors: list[dict[str, Any]] = []
 
             def validate(field: Any, raw: object, *location: str) -> None:
-                if raw is None:
+                if raw is _ABSENT:
                     if field.field_info.is_required():
                         errors.append({"type": "missing", "loc": location, "msg": "Field required"})
                     arguments[field.name] = field.get_default()
@@ -133,7 +135,7 @@ class StrictJSONRoute(APIRoute):
             for field, name in headers:
                 lines = request.headers.getlist(name)
                 # Several lines are one list (RFC 9110, section 5.2).
-                validate(field, ", ".join(lines) if lines else None, "header", name)
+                validate(field, ", ".join(lines) if lines else _ABSENT, "header", name)
             for field in dependant.query_params:
                 validate(field, dict(request.query_params), "query")
             for field in dependant.body_params:

@@ -142,7 +142,7 @@ class TaskQuery(SQLModel):
 
 
 class TaskRow(NamedTuple):
-    """A task as the API returns it, its version, and whether an earlier request with the same key created it."""
+    """A task as the API returns it, its version, and whether a creation found it instead of inserting it."""
 
     public_dict: dict[str, object]
     version: int

@@ -304,6 +304,7 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
         add_routes(app, router, [], {})
     json = {"Content-Type": "application/json"}
     assert send(app, "POST", "/", content=b'{"value": 1}', headers=json).text == "1"
+    assert send(app, "POST", "/", content=b"null", headers=json).json()["detail"][0]["type"] == "model_attributes_type"
     assert send(app, "POST", "/", content=b'{"value": NaN}', headers=json).status_code == 400
     assert send(app, "POST", "/", content=b" " * 65_537, headers=json).status_code == 413
     assert send(app, "POST", "/", content=b'{"value": "x"}', headers=json).status_code == 422
