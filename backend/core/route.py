@@ -56,10 +56,11 @@ class StrictJSONRequest(Request):
 async def _read_content(request: Request) -> object:
     """The JSON value of the body, or _ABSENT without a body, or bytes if the content type is not JSON."""
     body = await _read(request)
+    if not body:
+        return _ABSENT
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if body and media_type.startswith("application/") and media_type.endswith(("/json", "+json")):
-        return _parse(body)
-    return body or _ABSENT
+    is_json = media_type.startswith("application/") and media_type.endswith(("/json", "+json"))
+    return _parse(body) if is_json else body
 
 
 def _parse(body: bytes) -> object:
