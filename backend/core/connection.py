@@ -21,6 +21,8 @@ Parameter = str | int | bool | datetime | list[str] | None
 MAX_IDLE = 240
 # Seconds to wait for the answer after statement_timeout has cancelled a statement on the server.
 ANSWER_GRACE = 0.5
+# Seconds between checks whether an answer is late.
+CHECK_INTERVAL = 0.1
 
 
 class Connection:
@@ -51,7 +53,8 @@ class Connection:
         """Run one statement and return its rows; `%(statement_timeout)s` in it is the milliseconds until `deadline`.
 
         Raises psycopg2.Error if the server reports an error, ConnectionLost if the connection breaks before the answer,
-        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`. The last two close the connection.
+        and TimeoutError if there is no answer ANSWER_GRACE after `deadline`, checked every CHECK_INTERVAL. The last two
+        close the connection.
         """
         now = self._last_used = self._loop.time()
         self._give_up_at = max(deadline, now) + ANSWER_GRACE
@@ -115,7 +118,7 @@ class Connection:
     def _check_time(self) -> None:
         # One timer for many statements: creating and cancelling one for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
-        if self._has_timer and self._loop.time() < self._give_up_at:
-            self._loop.call_at(self._give_up_at, self._check_time)
-        elif self._has_timer:
+        if self._has_timer and self._loop.time() > self._give_up_at:
             self.close()
+        elif self._has_timer:
+            self._loop.call_later(CHECK_INTERVAL, self._check_time)
