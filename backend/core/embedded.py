@@ -147,7 +147,7 @@ class _Server:
             return
         if not self._data.exists():
             self._create()
-        # No server has the lock, so these files are stale, and another process may have the process id in them.
+        # No server has the lock, so these files are stale; the process id may now belong to another process.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         shutil.rmtree(self._socket, ignore_errors=True)
         self._claim(self._socket)

@@ -1,4 +1,4 @@
-"""Request ids, the log line of each request, and a log handler that request lines never wait for."""
+"""Request ids, the log line of each request, and a log handler that writes to standard error from a thread."""
 
 import asyncio
 import json
@@ -87,7 +87,8 @@ class LogHandler(logging.Handler):
                 self._wake.set()
         else:
             self._dropped += 1
-        # A uvicorn worker exits right after its last line, without exit handlers. Waits, at most FLUSH_SECONDS.
+        # A uvicorn worker exits right after its last line without running exit handlers, so flush now. This blocks for
+        # at most FLUSH_SECONDS.
         if record.name.startswith("uvicorn"):
             self.flush()
 

@@ -97,7 +97,7 @@ async def _read(request: Request) -> bytes:
 
 
 class StrictJSONRoute(APIRoute):
-    """An APIRoute for coroutine functions that return a Response, with bodies read as StrictJSONRequest does.
+    """An APIRoute for coroutine functions that return a Response. It reads bodies as StrictJSONRequest does.
 
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
     coroutine functions that take the request, or what other dependencies return, and run before the body is read. While
