@@ -99,8 +99,8 @@ class Connection:
             self._raw.close()
 
     def _watch(self) -> None:
-        # Only for reading, and again before each further part of an answer: uvloop stops watching a socket at its first
-        # error.
+        # Watch only for reading. This is repeated before each further part of an answer, because uvloop stops watching
+        # a socket at its first error.
         self._loop.remove_writer(self._fd)
         self._loop.remove_reader(self._fd)
         self._loop.add_reader(self._fd, self._on_ready)
