@@ -30,8 +30,9 @@ def connect(url: str) -> connection:
 def upgrade(url: str) -> None:
     """Migrate the database at `url` to `HEAD`; does not import Alembic if the database is at `HEAD` already.
 
-    Raises psycopg2.OperationalError if it is unreachable, and the exceptions of Alembic and SQLAlchemy if a migration
-    fails or the database's revision is unknown. Ends the process if the database or a lock becomes unavailable.
+    Raises psycopg2.OperationalError if it is unreachable, refuses the login or is not in UTF8, and the exceptions of
+    Alembic and SQLAlchemy if a migration fails or the database's revision is unknown. Ends the process if the database
+    or a lock becomes unavailable.
     """
     opened = connect(url)
     try:
@@ -53,7 +54,7 @@ def upgrade(url: str) -> None:
 
 
 def upgrade_at_start(url: str) -> None:
-    """Like `upgrade`, but an unreachable database is logged, and any other failure ends the process with one line."""
+    """Like `upgrade`, but logs that a database cannot be used; any other failure ends the process with one line."""
     try:
         upgrade(url)
     except psycopg2.OperationalError as error:

@@ -187,3 +187,23 @@ def test_a_slot_given_to_a_waiter_that_ends_is_passed_on(database_url: str, end:
         await pool.acquire_slot("c")
 
     asyncio.run(race())
+
+
+def test_waiting_users_are_served_in_rotation(database_url: str) -> None:
+    async def served() -> list[str]:
+        pool = Pool(database_url, 1, 5)
+        order: list[str] = []
+
+        async def use(user: str) -> None:
+            await pool.acquire_slot(user)
+            order.append(user)
+            pool.release_slot(user)
+
+        await pool.acquire_slot("a")
+        waiting = [asyncio.create_task(use(user)) for user in ("b", "b", "c")]
+        await asyncio.sleep(0)
+        pool.release_slot("a")
+        await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(served()) == ["b", "c", "b"]

@@ -285,6 +285,30 @@ def test_a_dependency_runs_once_per_request_and_after_what_it_depends_on() -> No
     assert calls == ["first", "second"]
 
 
+@pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
+def test_a_dependency_without_a_cache_runs_for_each_use(include: bool) -> None:
+    calls: list[int] = []
+
+    async def count() -> int:
+        calls.append(len(calls))
+        return len(calls)
+
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+
+    @router.get("/")
+    async def endpoint(
+        a: Annotated[int, Depends(count, use_cache=False)], b: Annotated[int, Depends(count, use_cache=False)]
+    ) -> Response:
+        return Response(f"{a} {b}")
+
+    if include:
+        app.include_router(router)
+    else:
+        add_routes(app, router, [], {})
+    assert send(app, "GET", "/").text == "1 2"
+
+
 async def empty() -> AsyncIterator[bytes]:
     yield b""
 
