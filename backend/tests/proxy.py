@@ -239,7 +239,8 @@ class _Connection:
             self._writer.write(SHUTDOWN)
         if ending == "RST":
             client: socket.socket = self._writer.get_extra_info("socket")
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # the client has closed the connection
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._writer.transport.abort()
         self._writer.close()
         with suppress(OSError):
