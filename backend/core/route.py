@@ -91,7 +91,8 @@ async def _read(request: Request) -> bytes:
     if max(announced, len(body)) > MAX_BODY_BYTES:
         raise HTTPException(413, "The body is larger than 64 KiB.")
     if not body:
-        # A parser may lose a body, as uvicorn's httptools protocol does after `Upgrade`: it must not toggle a task.
+        # A parser may lose a body, as uvicorn's httptools protocol does after `Upgrade`. A request that lost its body
+        # must not toggle a task.
         raise HTTPException(400, "The body is missing, although the headers announce one.", {"Connection": "close"})
     return body
 

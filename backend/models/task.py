@@ -186,7 +186,7 @@ IF_MATCH = sa.cast(COLUMN.version, sa.String) == sa.any_(sa.bindparam("if_match"
 
 def _public_dict(values: tuple[Any, ...]) -> dict[str, object]:
     # A total, the last column of a page, is left out.
-    return dict(zip(PUBLIC_FIELDS, values))  # noqa: B905  # `strict` takes longer than the rest, 50 times in a list
+    return dict(zip(PUBLIC_FIELDS, values))  # noqa: B905  # `strict` takes longer than the rest of each call
 
 
 def _row(columns: tuple[Any, ...], parameters: Mapping[str, Parameter]) -> TaskRow:
