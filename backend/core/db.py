@@ -82,8 +82,7 @@ class Session:
                 # nginx's status for a client that has disconnected; only the log contains it.
                 raise HTTPException(499, "The client closed the connection.")
             while True:
-                # `acquire` also calls `take_idle`; calling it here first saves a coroutine.
-                connection = pool.take_idle() or await pool.acquire(deadline)
+                connection = await pool.acquire(deadline)
                 try:
                     rows = await connection.execute(statement.sql, parameters, deadline)
                     return [statement.row(columns, parameters) for columns in rows]

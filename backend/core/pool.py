@@ -71,28 +71,24 @@ class Pool:
         self._used_slots[user] = used + 1
         return True
 
-    def take_idle(self) -> Connection | None:
-        """Return an idle connection that can be used, if there is one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_expired(self._valid_since):
-                return connection
-            connection.close()
-            self._open_count -= 1
-        return None
-
     async def acquire(self, deadline: float) -> Connection:
         """Return an idle connection, otherwise a new one, otherwise the next one released.
 
         Raises ConnectionLost if none is open and none can be opened, TimeoutError at the deadline.
         """
-        while (idle := self.take_idle()) is None:
+        while True:
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.is_expired(self._valid_since):
+                    return connection
+                connection.close()
+                self._open_count -= 1
             if self._closed:
                 raise ConnectionLost("the pool is closed")
             try:
-                opened = Connection(await connect(self._hosts, deadline))
+                connection = Connection(await connect(self._hosts, deadline))
                 self._open_count += 1
-                return opened
+                return connection
             except ConnectionLost:
                 # The server may have no free connection for us: wait for one that another request uses.
                 if not self._open_count:
@@ -102,10 +98,9 @@ class Pool:
                 while self._open_count and not self._idle and not self._closed:
                     self._released.clear()
                     await self._released.wait()
-        return idle
 
     def release(self, connection: Connection) -> None:
-        """Take back a connection that `acquire` or `take_idle` returned."""
+        """Take back a connection that `acquire` returned."""
         self._idle.append(connection)
         self._released.set()
         if self._closed:
