@@ -160,7 +160,7 @@ class RequestLogMiddleware:
 
 def _without_traceback(send: Send) -> Send:
     async def send_lifespan(message: Message) -> None:
-        # Starlette would add a traceback, but fail_startup() has printed the reason, and a second Ctrl-C needs none.
+        # Starlette would add a traceback: useless after fail_startup(), which prints the reason, or a second Ctrl-C.
         if isinstance(sys.exception(), SystemExit | asyncio.CancelledError):
             message = {"type": message["type"]}
         await send(message)
