@@ -43,7 +43,7 @@ class Connection:
         self._watch()
 
     def is_expired(self, valid_since: float) -> bool:
-        """Whether it is closed, was opened at `valid_since` or before, or was idle for too long."""
+        """Whether it is closed or readable, was opened at `valid_since` or before, or was idle for too long."""
         if self.closed or self._opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
             return True
         # uvloop stops watching a socket at its first error, so `_on_ready` does not see every reset.

@@ -59,9 +59,8 @@ class LogFormatter(logging.Formatter):
         try:
             return to_json(line, fallback=str, inf_nan_mode="null").decode()
         except ValueError:
-            return json.dumps(
-                line, separators=(",", ":"), default=str
-            )  # three times as slow, but it can write lone surrogates
+            # Three times as slow, but it can write lone surrogates.
+            return json.dumps(line, separators=(",", ":"), default=str)
 
 
 class LogHandler(logging.Handler):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 MAX_BODY_BYTES = 64 * 1024
@@ -160,12 +160,16 @@ def add_routes(
     routing.
     """
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
-    for context in iter_route_contexts(router.routes):
-        route = context.original_route
+    for route in router.routes:
+        if not isinstance(route, APIRoute):
+            raise TypeError(f"add_routes does not support {type(route).__name__}")
         declared = {name: getattr(route, name) for name in options}
         declared["dependencies"] = [*dependencies, *declared["dependencies"]]
         declared["responses"] = {**responses, **declared["responses"]}
         app.router.add_api_route(**declared, route_class_override=StrictJSONRoute)
+    has_lifespan = type(router.lifespan_context) is not type(APIRouter().lifespan_context)
+    if has_lifespan or router.on_startup or router.on_shutdown:
+        raise TypeError("add_routes does not support the lifespan of a router")
 
 
 async def _call_dependencies(

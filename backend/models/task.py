@@ -185,7 +185,7 @@ IF_MATCH = sa.cast(COLUMN.version, sa.String) == sa.any_(sa.bindparam("if_match"
 
 
 def _public_dict(values: tuple[Any, ...]) -> dict[str, object]:
-    # A total, the last column of a page, is left out.
+    # Further columns (a version, `replayed`, a total) are left out.
     return dict(zip(PUBLIC_FIELDS, values))  # noqa: B905  # `strict` takes longer than the rest of each call
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import httpx
@@ -227,6 +228,23 @@ def test_an_unsupported_dependency_of_the_router_is_refused() -> None:
 def test_a_lax_content_type_is_refused() -> None:
     with pytest.raises(TypeError, match="strict_content_type=False"):
         APIRouter(route_class=StrictJSONRoute, strict_content_type=False).get("/")(ok)
+
+
+def test_what_add_routes_would_leave_out_is_refused_by_name() -> None:
+    nested = APIRouter()
+    nested.include_router(APIRouter(), dependencies=[Depends(refuse)])
+    mounted = APIRouter()
+    mounted.mount("/", FastAPI())
+    with_lifespan = APIRouter(lifespan=lambda _: nullcontext())
+    with_handler = APIRouter(on_startup=[ok])
+    for router, named in (
+        (nested, "IncludedRouter"),
+        (mounted, "Mount"),
+        (with_lifespan, "lifespan"),
+        (with_handler, "lifespan"),
+    ):
+        with pytest.raises(TypeError, match=f"add_routes does not support .*{named}"):
+            add_routes(FastAPI(), router, [], {})
 
 
 def send(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
