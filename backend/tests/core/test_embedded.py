@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import NAMESPACE_OID, uuid5
 
 import psycopg2
 import pytest
@@ -100,9 +101,10 @@ def test_processes_share_a_new_server_the_last_stops_it_and_parent_folders_keep_
 ) -> None:
     folder.parent.chmod(0o700)
     modes = [parent.stat().st_mode for parent in folder.parents]
-    # The files that an interrupted start leaves behind.
-    (folder / "postgres.new").mkdir()
-    (folder / "postgres.new" / "PG_VERSION").write_text("18")
+    interrupted = Process(folder)
+    until(lambda: list(folder.glob("postgres*/PG_VERSION")))
+    interrupted.terminate()
+    assert interrupted.leave()[0] == 128 + signal.SIGTERM
     users = [Process(folder) for _ in range(3)]
     [url] = {process.url() for process in users}
     assert server(folder) in processes(folder)
@@ -239,6 +241,34 @@ def test_an_unusable_folder_fails_startup_with_one_line(folder: Path, capsys: py
         pass
     assert stopped.value.code == STARTUP_FAILURE
     assert re.fullmatch(r"Cannot start: [^\n]+\.data[^\n]*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["a link", "a folder of another user"])
+def test_a_socket_folder_of_another_user_is_not_used(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    # Any user can create this folder, and would then receive the connections.
+    data = folder / "postgres"
+    data.mkdir()
+    socket = Path("/tmp", f"task-service-{uuid5(NAMESPACE_OID, repr(data.resolve()))}")
+    user = os.geteuid()
+    if kind == "a link":
+        socket.symlink_to(data)
+    elif user == 0:
+        socket.mkdir(0o755)
+        folder.parent.chmod(0o755)
+        folder.chmod(0o777)
+    else:
+        pytest.skip("only root can create a folder of another user")
+    try:
+        if kind != "a link":
+            os.seteuid(pwd.getpwnam("daemon").pw_uid)
+        with pytest.raises(SystemExit), embedded.postgres(folder):
+            pass
+    finally:
+        os.seteuid(user)
+        socket.unlink() if kind == "a link" else socket.rmdir()
+    assert re.fullmatch(rf"Cannot start: [^\n]+{socket} is owned by another user[^\n]+\n", capsys.readouterr().err)
 
 
 def test_a_server_that_does_not_start_fails_startup_with_one_line(
