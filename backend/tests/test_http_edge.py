@@ -268,12 +268,27 @@ def test_incomplete_heads_and_silent_connections_time_out(base_url: str, monkeyp
 
         with ThreadPoolExecutor() as pool:
             dripping = pool.submit(trickle)
-            rests = list(pool.map(Raw.rest, raws))
-            ended.set()
+            try:
+                rests = list(pool.map(Raw.rest, raws))
+            finally:
+                ended.set()
             dripping.result()
     assert time.monotonic() - started < 12
     timed_out = b"HTTP/1.1 408 Request Timeout\r\n"
     assert [rest[: len(timed_out)] for rest in rests] == [b"", b"", timed_out, timed_out, b"", timed_out, b""]
+
+
+def test_only_the_head_of_a_request_has_the_time_limit_of_heads(
+    base_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 1)
+    data = request("POST", tasks, "", b'{"title": "a"}')
+    with closing(Raw(base_url)) as raw:
+        raw.send(data[:-1])
+        with closing(Raw(base_url)) as silent:
+            # It is closed later than the first connection would be.
+            assert silent.rest() == b""
+        assert raw.send(data[-1:]).response().status_code == 201
 
 
 def test_300_silent_connections_are_closed(service: Service) -> None:
@@ -297,10 +312,12 @@ def test_endless_heads_neither_delay_other_requests_nor_use_much_memory(service:
     with ThreadPoolExecutor() as pool, httpx.Client(base_url=service.base_url) as client:
         endless = [pool.submit(send_endlessly) for _ in range(4)]
         slowest, largest = 0.0, 0
-        for _ in range(50):
-            slowest = max(slowest, client.get("/health/live").elapsed.total_seconds())
-            largest = max(largest, memory(service) - before)
-        ended.set()
+        try:
+            for _ in range(50):
+                slowest = max(slowest, client.get("/health/live").elapsed.total_seconds())
+                largest = max(largest, memory(service) - before)
+        finally:
+            ended.set()
         for sending in endless:
             sending.result()
     print(f"\nslowest {slowest:.3f} s, {largest / 1e6:.1f} MB more")
