@@ -6,10 +6,12 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
+import psycopg2
 import pytest
 from alembic import command
 from alembic.config import Config
 
+from backend.core import schema
 from backend.core.errors import NOT_WRITTEN
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
@@ -51,4 +53,7 @@ def test_a_database_whose_encoding_is_not_utf8_is_refused(
             assert_error(answer, 503)
             assert answer.json()["detail"].endswith(f"; {NOT_WRITTEN}.")
     assert "UTF8" in capfd.readouterr().err
+    with pytest.raises(psycopg2.OperationalError, match="UTF8"):
+        schema.upgrade(database_url)
+    assert execute(database_url, "SELECT version_num FROM alembic_version") == [("0001",)]
     assert execute(database_url, "SELECT count(*) FROM tasks") == [(0,)]

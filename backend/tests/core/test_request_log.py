@@ -1,6 +1,11 @@
 """The log line of a request, the handlers that receive it, and responses of other ASGI applications."""
 
+import fcntl
 import logging
+import os
+import re
+import select
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -8,8 +13,10 @@ import pytest
 from fastapi import FastAPI, Response
 from starlette.types import Receive, Scope, Send
 
+from backend.core import request_log
 from backend.core.request_log import LogFormatter, LogHandler
 from backend.main import create_app
+from backend.tests.concurrency import until
 from backend.tests.serving import in_thread, settings
 
 
@@ -56,6 +63,31 @@ def test_a_line_that_cannot_be_formatted_does_not_fail_its_caller(capfd: pytest.
     printed = capfd.readouterr().err
     assert '"message":"the next line"' in printed
     assert "not a number" in printed
+
+
+def test_lines_beyond_a_maximum_are_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(request_log, "MAX_LINES", 5)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as log, os.fdopen(writing, "wb", buffering=0) as stderr:
+        full = fcntl.fcntl(stderr, fcntl.F_SETPIPE_SZ, 4096)
+        stderr.write(b"x" * full)
+        monkeypatch.setattr(sys, "__stderr__", stderr)
+        logger = logging.Logger("other code")
+        logger.addHandler(LogHandler())
+        for number in range(100):
+            logger.warning("line %d", number)
+        assert log.read(full) == b"x" * full
+        until(lambda: "log lines were dropped" in caplog.text)
+        dropped = int(re.findall(r"(\d+) log lines were dropped", caplog.text)[0])
+        kept = 0
+        while kept + dropped < 100:
+            assert select.select([log], [], [], 30)[0]
+            kept += log.read(full).count(b"\n")
+    # The thread that writes may have taken as many again from the queue.
+    assert 5 <= kept <= 10
+    assert kept + dropped == 100
 
 
 def test_responses_of_any_asgi_app_get_the_request_id(app: FastAPI) -> None:
