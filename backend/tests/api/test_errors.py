@@ -148,6 +148,8 @@ def test_a_422_contains_location_and_reason_but_not_the_value(
     refused = client.request(method, path, headers=JSON | headers, content=body)
     assert_error(refused, 422, *loc)
     assert CANARY.lower() not in refused.text.lower()
+    # The beginning of a regular expression.
+    assert "^" not in refused.text
 
 
 def test_a_422_for_an_id_does_not_quote_a_single_letter(client: httpx.Client) -> None:
