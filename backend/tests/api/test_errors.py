@@ -263,6 +263,25 @@ def test_a_bug_is_a_500_without_details(broken: httpx.Client, empty_database_url
     assert broken.get(TASKS).json() == []
 
 
+def test_an_error_due_to_the_state_of_the_server_is_503(broken: httpx.Client, empty_database_url: str) -> None:
+    schema.upgrade(empty_database_url)
+    execute(
+        empty_database_url,
+        """
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION USING ERRCODE = NEW.title; END $$;
+        CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION fail();
+        """,
+    )
+    for sqlstate in ("23505", "25006", "40001", "40P01", "53100", "53200", "55006", "55P03", "57P01", "58030"):
+        failed = broken.post(TASKS, json={"title": sqlstate})
+        assert_error(failed, 503)
+        assert failed.json()["detail"] == "The database is unavailable; nothing was written."
+        assert failed.headers["Retry-After"] == "1"
+    for sqlstate in ("22012", "23514", "42601", "XX000"):
+        assert_error(broken.post(TASKS, json={"title": sqlstate}), 500)
+
+
 def test_an_unreachable_database_is_503(client: httpx.Client) -> None:
     unreachable = "postgresql://user:cAnArY@127.0.0.1:1/db"
     with in_thread(settings(unreachable)) as url, httpx.Client(base_url=url) as alone:
