@@ -20,8 +20,8 @@ MAYBE_WRITTEN = "the change may have been written"
 SCHEMA_MISMATCH = "The database's schema is not the one this version needs: run `alembic upgrade head`"
 
 # SQLSTATE classes (PostgreSQL, appendix A) of errors that are due to the server's state, not to the statement:
-# connection, conflict with other transactions, resources, locks, operator intervention, system.
-_UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
+# conflict with other transactions, resources, locks, operator intervention, system.
+_UNAVAILABLE_CLASSES = ("40", "53", "55", "57", "58")
 # ON CONFLICT resolves conflicts of the primary key only. While a migration builds the index of another key, two
 # creations with one Idempotency-Key can conflict in that index.
 _UNIQUE_VIOLATION = "23505"

@@ -86,8 +86,8 @@ class LogHandler(logging.Handler):
                 self._wake.set()
         else:
             self._dropped += 1
-        # A uvicorn worker exits right after its last line without running exit handlers, so flush now. This blocks for
-        # at most FLUSH_SECONDS.
+        # A worker of uvicorn that is stopped while it loads the application dies right after its last line, without
+        # running exit handlers. Flushing blocks for at most FLUSH_SECONDS.
         if record.name.startswith("uvicorn"):
             self.flush()
 

@@ -34,6 +34,14 @@ PYTHON_M = (sys.executable, "-m", "backend")
 UVICORN = (str(PROGRAMS / "uvicorn"), "backend.main:app", "--port", "{port}")
 FASTAPI = (str(PROGRAMS / "fastapi"),)
 ALEMBIC = (str(PROGRAMS / "alembic"),)
+STOPPING = """
+import multiprocessing, os, signal
+if parent := multiprocessing.parent_process():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(parent.pid, signal.SIGTERM)
+from backend.main import app
+"""
+"""A module whose `app` stops uvicorn while a worker loads it."""
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +326,17 @@ def test_a_host_that_cannot_be_encoded_fails_startup_with_one_line(checkout: Pat
     ended = run(checkout, PYTHON_M, DATABASE_URL=database_url, HOST="é..test")
     assert (ended.returncode, ended.stdout) == (STARTUP_FAILURE, "")
     assert re.fullmatch(r"Cannot start: HOST [^\n]*\n", ended.stderr)
+
+
+def test_a_worker_that_is_stopped_while_it_loads_the_application_loses_no_log_line(
+    tmp_path: Path, database_url: str
+) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    options = ("--workers", "2", "--log-config", str(ROOT / "backend" / "log_config.json"))
+    command = (UVICORN[0], "stopping:app", "--port", "{port}", *options)
+    ended = run(tmp_path, command, PYTHONPATH=f"{ROOT}:{tmp_path}", DATABASE_URL=database_url)
+    assert ended.returncode == 0
+    assert ended.stderr.count("Started server process") == ended.stderr.count("Finished server process") >= 1
 
 
 def test_an_unusable_data_folder_ends_uvicorn_with_one_line(tmp_path: Path) -> None:
