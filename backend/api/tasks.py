@@ -130,7 +130,7 @@ async def update_task(
 async def toggle_task(
     session: SessionDep, user_id: UserId, task_id: TaskId, body: Toggle = None, if_match: IfMatch = None
 ) -> Response:
-    """Toggle a task between pending and completed; with a body, set the state, which is safe to retry."""
+    """Toggle a task between pending and completed; with `completed` in the body, set it, which is safe to retry."""
     versions = _if_match_versions(if_match)
     row = await tasks.toggle(session, user_id, task_id, body.completed if body else None, versions)
     if row is None:

@@ -159,7 +159,7 @@ class RequestLogMiddleware:
 
 def _without_traceback(send: Send) -> Send:
     async def send_lifespan(message: Message) -> None:
-        # Starlette would add a traceback: useless after fail_startup(), which prints the reason, or a second Ctrl-C.
+        # Starlette would add a traceback: useless after a second Ctrl-C or fail_startup(), which prints the reason.
         if isinstance(sys.exception(), SystemExit | asyncio.CancelledError):
             message = {"type": message["type"]}
         await send(message)
