@@ -8,7 +8,7 @@
 # --stop-timeout: requests in flight may take 42 seconds; by default, Docker kills the container after 10.
 # WEB_CONCURRENCY is the number of workers, each with DB_POOL_SIZE connections; UVICORN_… sets uvicorn's other options.
 # With several workers, uvicorn exits with status 0 even if an invalid setting ended the workers; the line is in the log.
-# FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT enable traces, metrics and logs. If the collector is
+# FASTAPI_OTEL_AUTO_CONFIGURE=true and OTEL_EXPORTER_OTLP_ENDPOINT enable traces and metrics. If the collector is
 # unreachable, the container needs up to three times OTEL_EXPORTER_OTLP_TIMEOUT seconds more to stop.
 
 FROM python:3.13.16-slim-trixie AS packages

@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -38,9 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     traced = (
         os.environ.get("FASTAPI_OTEL_AUTO_CONFIGURE", "").lower() == "true"
         and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
-        and any(
-            re.fullmatch(r"OTEL_EXPORTER_OTLP_(\w+_)?ENDPOINT", name) for name in filter(os.environ.get, os.environ)
-        )
+        and any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_", "METRICS_"))
     )
 
     @asynccontextmanager
@@ -71,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={"tracing": traced, "metrics": traced, "logs": traced},
+        # Not FastAPI's log events: it creates them in its own route handler and outside ServerErrorMiddleware.
+        telemetry={"tracing": traced, "metrics": traced, "logs": False},
         generate_unique_id_function=lambda route: route.name,
     )
     dependencies = []

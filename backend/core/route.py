@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import AliasChoices, AliasPath, BaseModel
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT = 10
@@ -114,8 +114,8 @@ class StrictJSONRoute(APIRoute):
         dependant = self.dependant
         if unsupported := list(_unsupported(self)):
             raise TypeError(f"{self.name}: StrictJSONRoute does not support {', '.join(unsupported)}")
-        paths = [(field, _parameter_name(field)) for field in dependant.path_params]
-        headers = [(field, _parameter_name(field)) for field in dependant.header_params]
+        paths = [(field, field.validation_alias or field.alias) for field in dependant.path_params]
+        headers = [(field, field.validation_alias or field.alias) for field in dependant.header_params]
 
         async def handle(request: Request) -> Response:
             if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
@@ -160,7 +160,8 @@ def add_routes(
     routing.
     """
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
-    for route in router.routes:
+    # FastAPI keeps the routes of `router.frontend` in a list of their own.
+    for route in [*router.routes, *router._low_priority_routes]:
         if not isinstance(route, APIRoute):
             raise TypeError(f"add_routes does not support {type(route).__name__}")
         declared = {name: getattr(route, name) for name in options}
@@ -203,7 +204,10 @@ def _unsupported(route: APIRoute) -> Iterator[str]:
         "an endpoint that is not annotated to return a Response": not _is_subclass(returned, Response),
         "strict_content_type=False": route.strict_content_type is False,
         "convert_underscores=False": not all(getattr(info, "convert_underscores", True) for info in headers),
+        "alias choices in headers": any(isinstance(i.validation_alias, AliasChoices | AliasPath) for i in headers),
+        "validate_default=True": any(info.validate_default for info in headers + bodies),
         "lists or models in headers or the query": not all(_is_scalar(info.annotation) for info in headers + queried),
+        'extra="allow" in the query': any(getattr(m, "model_config", {}).get("extra") == "allow" for m in models),
         "query parameters other than one model": len(models) > 1 or not all(_is_subclass(m, BaseModel) for m in models),
         "several bodies": len(bodies) > 1,
         "an embedded body or a form": any(isinstance(i, params.Form) or getattr(i, "embed", None) for i in bodies),
@@ -237,10 +241,3 @@ def _is_scalar(annotation: object) -> bool:
     if isinstance(annotation, type):
         return issubclass(annotation, str | bytes) or not issubclass(annotation, Collection | BaseModel)
     return all(map(_is_scalar, get_args(annotation)))
-
-
-def _parameter_name(field: Any) -> str:
-    # As in FastAPI: an alias is used unchanged; the name of a header's parameter gets hyphens.
-    name: str = field.validation_alias or field.alias
-    is_header = isinstance(field.field_info, params.Header)
-    return name.replace("_", "-") if is_header and name == field.name else name

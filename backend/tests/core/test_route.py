@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -22,7 +23,7 @@ from fastapi import (
     Security,
 )
 from fastapi.security import SecurityScopes
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 from starlette.requests import HTTPConnection
 
 from backend.core.db import Session, get_session
@@ -38,6 +39,10 @@ class Model(BaseModel):
 
 class ModelWithList(BaseModel):
     values: list[int] = []
+
+
+class ModelWithExtra(BaseModel):
+    model_config = {"extra": "allow"}
 
 
 async def of_request(request: Request) -> str:
@@ -149,6 +154,18 @@ async def underscores(x_y: Annotated[str, Header(convert_underscores=False)]) ->
     return Response()
 
 
+async def alias_choices(value: Annotated[str, Header(validation_alias=AliasChoices("X-A", "X-B"))]) -> Response:
+    return Response()
+
+
+async def validated_default(value: Annotated[int, Header(validate_default=True)] = 7) -> Response:
+    return Response()
+
+
+async def extra_in_query(query: Annotated[ModelWithExtra, Query()]) -> Response:
+    return Response()
+
+
 async def two_bodies(a: Model, b: Model) -> Response:
     return Response()
 
@@ -202,6 +219,9 @@ async def returns_anything(): ...  # type: ignore[no-untyped-def]  # the test ne
         (header_model, "lists or models in headers or the query"),
         (header_list, "lists or models in headers or the query"),
         (underscores, "convert_underscores=False"),
+        (alias_choices, "alias choices in headers"),
+        (validated_default, "validate_default=True"),
+        (extra_in_query, 'extra="allow" in the query'),
         (two_bodies, "several bodies"),
         (embedded, "an embedded body or a form"),
         (background, "background_tasks_param_name"),
@@ -230,16 +250,19 @@ def test_a_lax_content_type_is_refused() -> None:
         APIRouter(route_class=StrictJSONRoute, strict_content_type=False).get("/")(ok)
 
 
-def test_what_add_routes_would_leave_out_is_refused_by_name() -> None:
+def test_what_add_routes_would_leave_out_is_refused_by_name(tmp_path: Path) -> None:
     nested = APIRouter()
     nested.include_router(APIRouter(), dependencies=[Depends(refuse)])
     mounted = APIRouter()
     mounted.mount("/", FastAPI())
+    with_frontend = APIRouter()
+    with_frontend.frontend("/ui", directory=tmp_path)
     with_lifespan = APIRouter(lifespan=lambda _: nullcontext())
     with_handler = APIRouter(on_startup=[ok])
     for router, named in (
         (nested, "IncludedRouter"),
         (mounted, "Mount"),
+        (with_frontend, "FrontendRouteGroup"),
         (with_lifespan, "lifespan"),
         (with_handler, "lifespan"),
     ):
@@ -329,6 +352,24 @@ def test_a_dependency_without_a_cache_runs_for_each_use(include: bool) -> None:
 
 async def empty() -> AsyncIterator[bytes]:
     yield b""
+
+
+@pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
+def test_the_alias_of_a_header_is_used_unchanged(include: bool) -> None:
+    async def values(
+        x_y: Annotated[str, Header()], a_b: Annotated[str, Header(alias="a_b")], c: Annotated[str, Header(alias="C-D")]
+    ) -> Response:
+        return Response(f"{x_y} {a_b} {c}")
+
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+    router.get("/")(values)
+    if include:
+        app.include_router(router)
+    else:
+        add_routes(app, router, [], {})
+    headers = {"x-y": "1", "x_y": "wrong", "a_b": "2", "a-b": "wrong", "c-d": "3"}
+    assert send(app, "GET", "/", headers=headers).text == "1 2 3"
 
 
 @pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
