@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import httpx
 import psycopg2
+import pytest
 
-from backend.core import schema
+from backend.core import db, schema
 from backend.tests.concurrency import concurrent_client, until
 from backend.tests.database import WAITING, execute
 from backend.tests.serving import in_thread, settings
@@ -72,7 +73,10 @@ def test_a_users_slow_searches_do_not_delay_other_users(empty_database_url: str,
     assert timeouts >= 3 * SIZE
 
 
-def test_a_request_whose_client_disconnected_is_not_executed(database_url: str, tasks: str) -> None:
+def test_a_request_whose_client_disconnected_is_not_executed(
+    database_url: str, tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "SHORT_WAIT", 0)
     with (
         in_thread(settings(database_url, db_pool_size=1, db_pool_timeout=20)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
