@@ -58,7 +58,8 @@ RETRY_AFTER = {"Retry-After": _header("Seconds to wait before a retry.", "intege
 
 ALWAYS: Responses = {
     422: _invalid("uuid_parsing", "path", "user_id", "Input should be a valid UUID"),
-    503: _error("The database cannot be reached; nothing was written.", **RETRY_AFTER),
+    503: _error("The database cannot be reached; nothing was written.", **RETRY_AFTER)
+    | {"description": "The service is unavailable; `detail` tells whether something may have been written."},
 }
 WITH_BODY: Responses = {
     400: _error("The body is not valid JSON."),

@@ -39,7 +39,7 @@ class Task(SQLModel, table=True):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        # The user comes first in every key, so that the table can be distributed by user.
+        # The user's id is the first column of every key, so that the table can be distributed by user.
         sa.PrimaryKeyConstraint("user_id", "id"),
         sa.CheckConstraint("title <> ''", name="title_not_empty"),
         sa.Index("ix_tasks_user_id_created_at_id", "user_id", *NEWEST_FIRST),
