@@ -6,7 +6,7 @@ declaration that FastAPI allows raises a TypeError when the route is declared.
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Sequence
 from inspect import iscoroutinefunction, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -49,13 +49,16 @@ class StrictJSONRequest(Request):
             self._body = await _read(self)
         return self._body
 
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        yield await self.body()
+
     async def json(self) -> object:
         return _parse(await self.body())
 
 
 async def _read_content(request: Request) -> object:
     """The JSON value of the body, or _ABSENT without a body, or bytes if the content type is not JSON."""
-    body = await _read(request)
+    body = await request.body()
     if not body:
         return _ABSENT
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -118,8 +121,9 @@ class StrictJSONRoute(APIRoute):
         headers = [(field, field.validation_alias or field.alias) for field in dependant.header_params]
 
         async def handle(request: Request) -> Response:
+            request = StrictJSONRequest(request.scope, request.receive)
             if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
-                return await fastapi_handler(StrictJSONRequest(request.scope, request.receive))
+                return await fastapi_handler(request)
             arguments = await _call_dependencies(dependant, request, {})
             errors: list[dict[str, Any]] = []
 

@@ -394,6 +394,32 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
     assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
 
 
+@pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
+def test_dependencies_and_endpoints_may_read_the_body_too(include: bool) -> None:
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+
+    async def of_stream(request: Request) -> bytes:
+        return b"".join([chunk async for chunk in request.stream()])
+
+    @router.post("/")
+    async def endpoint(request: Request, body: Model, before: Annotated[bytes, Depends(of_stream)]) -> Response:
+        assert before == await request.body()
+        return Response(f"{body.value} {await request.json()}")
+
+    @router.post("/without-model")
+    async def without_model(request: Request) -> Response:
+        return Response(await request.body())
+
+    if include:
+        app.include_router(router)
+    else:
+        add_routes(app, router, [], {})
+    assert send(app, "POST", "/", json={"value": 1}).text == "1 {'value': 1}"
+    assert send(app, "POST", "/without-model", content=b"a").text == "a"
+    assert send(app, "POST", "/without-model", content=b" " * 65_537).status_code == 413
+
+
 def test_dependency_overrides_of_every_kind_replace_the_session(base_url: str, database_url: str, tasks: str) -> None:
     app = create_app(settings(database_url))
     used: list[str] = []
