@@ -55,6 +55,11 @@ class StrictJSONRequest(Request):
     async def json(self) -> object:
         return _parse(await self.body())
 
+    async def is_disconnected(self) -> bool:
+        # Starlette's method takes the next message, and would lose a part of a body that has not been read yet.
+        is_unread = _announces_body(self) and not hasattr(self, "_body")
+        return not is_unread and await super().is_disconnected()
+
 
 async def _read_content(request: Request) -> object:
     """The JSON value of the body, or _ABSENT without a body, or bytes if the content type is not JSON."""
@@ -74,10 +79,14 @@ def _parse(body: bytes) -> object:
     return value
 
 
+def _announces_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
 async def _read(request: Request) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length == "0" and "transfer-encoding" not in request.headers:
+    if not _announces_body(request):
         return b""
+    length = request.headers.get("content-length", "0")
     # A longer number is too large in any case, and int() refuses thousands of digits.
     announced = int(length) if length.isdecimal() and len(length) < 19 else MAX_BODY_BYTES + 1
     body, more = b"", announced <= MAX_BODY_BYTES

@@ -420,6 +420,25 @@ def test_dependencies_and_endpoints_may_read_the_body_too(include: bool) -> None
     assert send(app, "POST", "/without-model", content=b" " * 65_537).status_code == 413
 
 
+@pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
+def test_asking_whether_the_client_has_disconnected_loses_no_body(include: bool) -> None:
+    app = FastAPI()
+    router = APIRouter(route_class=StrictJSONRoute)
+
+    async def is_disconnected(request: Request) -> bool:
+        return await request.is_disconnected()
+
+    @router.post("/")
+    async def endpoint(body: Model, disconnected: Annotated[bool, Depends(is_disconnected)]) -> Response:
+        return Response(f"{body.value} {disconnected}")
+
+    if include:
+        app.include_router(router)
+    else:
+        add_routes(app, router, [], {})
+    assert send(app, "POST", "/", json={"value": 1}).text == "1 False"
+
+
 def test_dependency_overrides_of_every_kind_replace_the_session(base_url: str, database_url: str, tasks: str) -> None:
     app = create_app(settings(database_url))
     used: list[str] = []
