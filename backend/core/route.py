@@ -15,6 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import AliasChoices, AliasPath, BaseModel
+from starlette.types import Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT = 10
@@ -114,53 +115,65 @@ class StrictJSONRoute(APIRoute):
 
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
     coroutine functions that take the request, or what other dependencies return, and run before the body is read. While
-    the app has `dependency_overrides`, and behind `include_router`, FastAPI's own handler serves the requests.
+    the app has `dependency_overrides`, behind `include_router`, and with `max_body_size`, FastAPI's own handler serves
+    the requests.
 
     Tracing has no spans for dependencies and endpoints.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        fastapi_handler = super().get_route_handler()
-        # FastAPI calls this when the route is declared, before it sets `app`, and for each inclusion of its router.
-        included = hasattr(self, "app")
-        dependant = self.dependant
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
         if unsupported := list(_unsupported(self)):
             raise TypeError(f"{self.name}: StrictJSONRoute does not support {', '.join(unsupported)}")
-        paths = [(field, field.validation_alias or field.alias) for field in dependant.path_params]
-        headers = [(field, field.validation_alias or field.alias) for field in dependant.header_params]
+        self._path_fields = [(field, field.validation_alias or field.alias) for field in self.dependant.path_params]
+        self._header_fields = [(field, field.validation_alias or field.alias) for field in self.dependant.header_params]
+        self._fastapi_app = self.app
+        if self.max_body_size is None:
+            self.app = self._serve
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            request = StrictJSONRequest(request.scope, request.receive)
-            if included or getattr(self.dependency_overrides_provider, "dependency_overrides", None):
-                return await fastapi_handler(request)
-            arguments = await _call_dependencies(dependant, request, {})
-            errors: list[dict[str, Any]] = []
-
-            def validate(field: Any, raw: object, *location: str) -> None:
-                if raw is _ABSENT:
-                    if field.field_info.is_required():
-                        errors.append({"type": "missing", "loc": location, "msg": "Field required"})
-                    arguments[field.name] = field.get_default()
-                else:
-                    arguments[field.name], found = field.validate(raw, {}, loc=location)
-                    errors.extend(found)
-
-            for field, name in paths:
-                validate(field, request.path_params[name], "path", name)
-            for field, name in headers:
-                lines = request.headers.getlist(name)
-                # Several lines are one list (RFC 9110, section 5.2).
-                validate(field, ", ".join(lines) if lines else _ABSENT, "header", name)
-            for field in dependant.query_params:
-                validate(field, dict(request.query_params), "query")
-            for field in dependant.body_params:
-                validate(field, await _read_content(request), "body")
-            if errors:
-                raise RequestValidationError(errors)
-            response: Response = await self.endpoint(**arguments)
-            return response
+            return await handler(StrictJSONRequest(request.scope, request.receive))
 
         return handle
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if getattr(self.dependency_overrides_provider, "dependency_overrides", None):
+            await self._fastapi_app(scope, receive, send)
+            return
+        # Without the exit stacks that FastAPI opens for dependencies with `yield`, which are not supported.
+        response = await self._respond(StrictJSONRequest(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: StrictJSONRequest) -> Response:
+        arguments = await _call_dependencies(self.dependant, request, {})
+        errors: list[dict[str, Any]] = []
+
+        def validate(field: Any, raw: object, *location: str) -> None:
+            if raw is _ABSENT:
+                if field.field_info.is_required():
+                    errors.append({"type": "missing", "loc": location, "msg": "Field required"})
+                arguments[field.name] = field.get_default()
+            else:
+                arguments[field.name], found = field.validate(raw, {}, loc=location)
+                errors.extend(found)
+
+        for field, name in self._path_fields:
+            validate(field, request.path_params[name], "path", name)
+        for field, name in self._header_fields:
+            lines = request.headers.getlist(name)
+            # Several lines are one list (RFC 9110, section 5.2).
+            validate(field, ", ".join(lines) if lines else _ABSENT, "header", name)
+        for field in self.dependant.query_params:
+            validate(field, dict(request.query_params), "query")
+        for field in self.dependant.body_params:
+            validate(field, await _read_content(request), "body")
+        if errors:
+            raise RequestValidationError(errors)
+        response: Response = await self.endpoint(**arguments)
+        return response
 
 
 def add_routes(
