@@ -394,6 +394,23 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
     assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
 
 
+@pytest.mark.parametrize("where", ["app", "router", "route"])
+def test_a_smaller_limit_of_fastapi_for_bodies_applies(where: str) -> None:
+    def limit(here: str) -> int | None:
+        return 20 if where == here else None
+
+    app = FastAPI(max_body_size=limit("app"))
+    router = APIRouter(route_class=StrictJSONRoute, max_body_size=limit("router"))
+
+    @router.post("/", max_body_size=limit("route"))
+    async def endpoint(body: Model) -> Response:
+        return Response(str(body.value))
+
+    add_routes(app, router, [], {})
+    assert send(app, "POST", "/", json={"value": 1}).text == "1"
+    assert send(app, "POST", "/", json={"value": 10**20}).status_code == 413
+
+
 @pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
 def test_dependencies_and_endpoints_may_read_the_body_too(include: bool) -> None:
     app = FastAPI()
