@@ -38,13 +38,13 @@ class Connection:
         self._fd = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self._opened_at = self._last_used = self._loop.time()
+        self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
         self._watch()
 
     def is_expired(self, valid_since: float) -> bool:
-        """Whether it is closed or readable, was opened at `valid_since` or before, or was idle for too long."""
-        if self.closed or self._opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
+        """Whether it is closed or readable, was last used at `valid_since` or before, or was idle for too long."""
+        if self.closed or self._last_used <= max(valid_since, self._loop.time() - MAX_IDLE):
             return True
         # uvloop stops watching a socket at its first error, so `_on_ready` does not see every reset.
         return bool(self._poll.poll(0))

@@ -20,9 +20,9 @@ class Pool:
         self.traced = traced
         self._hosts = split_hosts(url)
         self.loop = asyncio.get_running_loop()
-        self._free_slots = size
-        self._slots_per_user = (size + 1) // 2
-        self._used_slots: dict[object, int] = {}
+        self._size = size
+        # The user of each slot in use.
+        self._slots: list[object] = []
         self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
         # Last in, first out: under light load a few connections are reused. The others stay open until they are taken
         # and found expired.
@@ -43,7 +43,7 @@ class Pool:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and not waiter.exception():
+            if not waiter.cancelled() and not waiter.exception():
                 self.release_slot(user)
             raise
         finally:
@@ -51,10 +51,7 @@ class Pool:
 
     def release_slot(self, user: object) -> None:
         """Release a slot of `user`, and give it to the first waiting user who has fewer than the maximum."""
-        self._free_slots += 1
-        self._used_slots[user] -= 1
-        if not self._used_slots[user]:
-            del self._used_slots[user]
+        self._slots.remove(user)
         for next_user, waiters in list(self._waiters.items()):
             while waiters and waiters[0].done():
                 waiters.popleft()
@@ -67,11 +64,9 @@ class Pool:
                 return
 
     def _take_slot(self, user: object) -> bool:
-        used = self._used_slots.get(user, 0)
-        if not self._free_slots or used >= self._slots_per_user:
+        if len(self._slots) == self._size or self._slots.count(user) >= (self._size + 1) // 2:
             return False
-        self._free_slots -= 1
-        self._used_slots[user] = used + 1
+        self._slots.append(user)
         return True
 
     async def acquire(self, deadline: float) -> Connection:
