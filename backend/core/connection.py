@@ -25,6 +25,12 @@ ANSWER_GRACE = 0.5
 CHECK_INTERVAL = 0.1
 
 
+def time_out(waiter: asyncio.Future[None]) -> None:
+    """End a wait with TimeoutError unless it has ended."""
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
 class Connection:
     """An open connection; `raw` is a result of `backend.core.connect.connect`."""
 
@@ -33,7 +39,6 @@ class Connection:
         self._raw = raw
         self._cursor = raw.cursor()
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
         self._has_timer = False
         self._fd = raw.fileno()
         self._poll = select.poll()
@@ -57,35 +62,31 @@ class Connection:
         close the connection.
         """
         now = self._last_used = self._loop.time()
-        self._give_up_at = max(deadline, now) + ANSWER_GRACE
+        seconds = max(deadline - now, 0.001)
+        self._give_up_at = now + seconds + ANSWER_GRACE
         try:
-            milliseconds = max(1, int((deadline - now) * 1000))
-            self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
+            self._cursor.execute(sql, {**parameters, "statement_timeout": int(seconds * 1000)})
             if not self._has_timer:
                 self._check_time()
             state = self._raw.poll()
             while state != POLL_OK:
                 self._waiter = self._loop.create_future()
                 if state == POLL_WRITE:
-                    self._loop.add_writer(self._fd, self._wake)
+                    self._loop.add_writer(self._fd, self._on_ready)
                 await self._waiter
-                if self.closed:  # by `_check_time`: nothing else closes a connection in use
-                    raise TimeoutError
                 state = self._raw.poll()
                 if state == POLL_READ:
                     self._watch()
-            if self._raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-                self.close()
-                raise ConnectionLost("the session is still inside a transaction")
+            if not self._is_idle():
+                raise psycopg2.OperationalError("the session is still inside a transaction")
             return self._cursor.fetchall()
         except psycopg2.Error as error:
             # 08… or 40003: a pooler or coordinator lost its connection to the server, or does not know the outcome.
-            is_idle = self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
-            if is_idle and not (error.pgcode or "").startswith(("08", "40003")):
+            if self._is_idle() and not (error.pgcode or "").startswith(("08", "40003")):
                 raise
             self.close()
             raise ConnectionLost(error) from error
-        except asyncio.CancelledError:
+        except BaseException:
             self.close()
             raise
 
@@ -93,10 +94,12 @@ class Connection:
         """Close the connection; does not fail."""
         if not self.closed:
             self.closed = True
-            self._wake()
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._raw.close()
+
+    def _is_idle(self) -> bool:
+        return self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
 
     def _watch(self) -> None:
         # Watch only for reading. This is repeated before each further part of an answer, because uvloop stops watching
@@ -106,19 +109,17 @@ class Connection:
         self._loop.add_reader(self._fd, self._on_ready)
 
     def _on_ready(self) -> None:
-        self._wake()
-        # An idle connection becomes readable only when the server closes it.
-        if not self._raw.isexecuting() and self._poll.poll(0):
+        if self._raw.isexecuting():
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+        elif self._poll.poll(0):
+            # An idle connection becomes readable only when the server closes it.
             self.close()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _check_time(self) -> None:
         # One timer for many statements: creating and cancelling one for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
-        if self._has_timer and self._loop.time() > self._give_up_at:
-            self.close()
-        elif self._has_timer:
+        if self._has_timer:
+            if self._loop.time() > self._give_up_at:
+                time_out(self._waiter)
             self._loop.call_later(CHECK_INTERVAL, self._check_time)
