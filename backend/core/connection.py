@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, TRANSACTION_STATUS_IDLE, connection
+from psycopg2.extensions import POLL_OK, TRANSACTION_STATUS_IDLE, connection
 
 from backend.core.connect import ConnectionLost
 
@@ -21,14 +21,8 @@ Parameter = str | int | bool | datetime | list[str] | None
 MAX_IDLE = 240
 # Seconds to wait for the answer after statement_timeout has cancelled a statement on the server.
 ANSWER_GRACE = 0.5
-# Seconds between checks whether an answer is late.
+# Seconds between checks of a connection in use.
 CHECK_INTERVAL = 0.1
-
-
-def time_out(waiter: asyncio.Future[None]) -> None:
-    """End a wait with TimeoutError unless it has ended."""
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
 
 
 class Connection:
@@ -39,13 +33,14 @@ class Connection:
         self._raw = raw
         self._cursor = raw.cursor()
         self._loop = asyncio.get_running_loop()
+        self._waiter = self._loop.create_future()
         self._has_timer = False
         self._fd = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
-        self._watch()
+        self._loop.add_reader(self._fd, self._on_ready)
 
     def is_expired(self, valid_since: float) -> bool:
         """Whether it is closed or readable, was last used at `valid_since` or before, or was idle for too long."""
@@ -63,20 +58,16 @@ class Connection:
         """
         now = self._last_used = self._loop.time()
         seconds = max(deadline - now, 0.001)
-        self._give_up_at = now + seconds + ANSWER_GRACE
+        give_up_at = now + seconds + ANSWER_GRACE
         try:
             self._cursor.execute(sql, {**parameters, "statement_timeout": int(seconds * 1000)})
             if not self._has_timer:
-                self._check_time()
-            state = self._raw.poll()
-            while state != POLL_OK:
+                self._check()
+            while self._raw.poll() != POLL_OK:
+                if self._loop.time() > give_up_at:
+                    raise TimeoutError
                 self._waiter = self._loop.create_future()
-                if state == POLL_WRITE:
-                    self._loop.add_writer(self._fd, self._on_ready)
                 await self._waiter
-                state = self._raw.poll()
-                if state == POLL_READ:
-                    self._watch()
             if not self._is_idle():
                 raise psycopg2.OperationalError("the session is still inside a transaction")
             return self._cursor.fetchall()
@@ -95,18 +86,10 @@ class Connection:
         if not self.closed:
             self.closed = True
             self._loop.remove_reader(self._fd)
-            self._loop.remove_writer(self._fd)
             self._raw.close()
 
     def _is_idle(self) -> bool:
         return self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
-
-    def _watch(self) -> None:
-        # Watch only for reading. This is repeated before each further part of an answer, because uvloop stops watching
-        # a socket at its first error.
-        self._loop.remove_writer(self._fd)
-        self._loop.remove_reader(self._fd)
-        self._loop.add_reader(self._fd, self._on_ready)
 
     def _on_ready(self) -> None:
         if self._raw.isexecuting():
@@ -116,10 +99,11 @@ class Connection:
             # An idle connection becomes readable only when the server closes it.
             self.close()
 
-    def _check_time(self) -> None:
-        # One timer for many statements: creating and cancelling one for each takes 5 µs.
+    def _check(self) -> None:
+        # Let `execute` check the time, find an error after which uvloop stopped watching the socket, and send the rest
+        # of a statement too long for the socket's buffer. One timer for many statements: creating and cancelling one
+        # for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
         if self._has_timer:
-            if self._loop.time() > self._give_up_at:
-                time_out(self._waiter)
-            self._loop.call_later(CHECK_INTERVAL, self._check_time)
+            self._on_ready()
+            self._loop.call_later(CHECK_INTERVAL, self._check)

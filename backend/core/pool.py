@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
-from backend.core.connection import Connection, time_out
+from backend.core.connection import Connection
 
 
 class Pool:
@@ -39,7 +39,7 @@ class Pool:
         waiter = self.loop.create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
         # `asyncio.timeout` takes 4 µs more, and could end a wait that already has its slot.
-        timer = self.loop.call_later(self.timeout, time_out, waiter)
+        timer = self.loop.call_later(self.timeout, _time_out, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
@@ -113,3 +113,8 @@ class Pool:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+
+def _time_out(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
