@@ -1,7 +1,7 @@
 """The pool: a process's connections, and the slots that requests wait for."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
 from backend.core.connection import Connection
@@ -23,7 +23,7 @@ class Pool:
         self._size = size
         # The user of each slot in use.
         self._slots: list[object] = []
-        self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
+        self._waiters: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
         # Last in, first out: under light load a few connections are reused. The others stay open until they are taken
         # and found expired.
         self._idle: list[Connection] = []
@@ -52,16 +52,15 @@ class Pool:
     def release_slot(self, user: object) -> None:
         """Release a slot of `user`, and give it to the first waiting user who has fewer than the maximum."""
         self._slots.remove(user)
-        for next_user, waiters in list(self._waiters.items()):
+        for _ in range(len(self._waiters)):
+            next_user, waiters = self._waiters.popitem(last=False)
             while waiters and waiters[0].done():
                 waiters.popleft()
-            if not waiters:
-                del self._waiters[next_user]
-            elif self._take_slot(next_user):
-                waiters.popleft().set_result(None)
-                # Last in the rotation.
-                self._waiters[next_user] = self._waiters.pop(next_user)
-                return
+            if waiters:
+                self._waiters[next_user] = waiters
+                if self._take_slot(next_user):
+                    waiters.popleft().set_result(None)
+                    return
 
     def _take_slot(self, user: object) -> bool:
         if len(self._slots) == self._size or self._slots.count(user) >= (self._size + 1) // 2:
