@@ -77,7 +77,7 @@ class Connection:
                 raise
             self.close()
             raise ConnectionLost(error) from error
-        except BaseException:
+        except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
 
