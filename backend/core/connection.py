@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, TRANSACTION_STATUS_IDLE, connection
+from psycopg2.extensions import POLL_OK, TRANSACTION_STATUS_IDLE, connection
 
 from backend.core.connect import ConnectionLost
 
@@ -21,7 +21,7 @@ Parameter = str | int | bool | datetime | list[str] | None
 MAX_IDLE = 240
 # Seconds to wait for the answer after statement_timeout has cancelled a statement on the server.
 ANSWER_GRACE = 0.5
-# Seconds between checks whether an answer is late.
+# Seconds between checks of a connection in use.
 CHECK_INTERVAL = 0.1
 
 
@@ -33,18 +33,18 @@ class Connection:
         self._raw = raw
         self._cursor = raw.cursor()
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = self._loop.create_future()
         self._has_timer = False
         self._fd = raw.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self._opened_at = self._last_used = self._loop.time()
+        self._last_used = self._loop.time()
         # Once: adding and removing a reader for each statement would take six more system calls.
-        self._watch()
+        self._loop.add_reader(self._fd, self._on_ready)
 
     def is_expired(self, valid_since: float) -> bool:
-        """Whether it is closed or readable, was opened at `valid_since` or before, or was idle for too long."""
-        if self.closed or self._opened_at <= valid_since or self._loop.time() - self._last_used > MAX_IDLE:
+        """Whether it is closed or readable, was last used at `valid_since` or before, or was idle for too long."""
+        if self.closed or self._last_used <= max(valid_since, self._loop.time() - MAX_IDLE):
             return True
         # uvloop stops watching a socket at its first error, so `_on_ready` does not see every reset.
         return bool(self._poll.poll(0))
@@ -57,35 +57,27 @@ class Connection:
         close the connection.
         """
         now = self._last_used = self._loop.time()
-        self._give_up_at = max(deadline, now) + ANSWER_GRACE
+        seconds = max(deadline - now, 0.001)
+        give_up_at = now + seconds + ANSWER_GRACE
         try:
-            milliseconds = max(1, int((deadline - now) * 1000))
-            self._cursor.execute(sql, {**parameters, "statement_timeout": milliseconds})
+            self._cursor.execute(sql, {**parameters, "statement_timeout": int(seconds * 1000)})
             if not self._has_timer:
-                self._check_time()
-            state = self._raw.poll()
-            while state != POLL_OK:
-                self._waiter = self._loop.create_future()
-                if state == POLL_WRITE:
-                    self._loop.add_writer(self._fd, self._wake)
-                await self._waiter
-                if self.closed:  # by `_check_time`: nothing else closes a connection in use
+                self._check()
+            while self._raw.poll() != POLL_OK:
+                if self._loop.time() > give_up_at:
                     raise TimeoutError
-                state = self._raw.poll()
-                if state == POLL_READ:
-                    self._watch()
-            if self._raw.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-                self.close()
-                raise ConnectionLost("the session is still inside a transaction")
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            if not self._is_idle():
+                raise psycopg2.OperationalError("the session is still inside a transaction")
             return self._cursor.fetchall()
         except psycopg2.Error as error:
             # 08… or 40003: a pooler or coordinator lost its connection to the server, or does not know the outcome.
-            is_idle = self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
-            if is_idle and not (error.pgcode or "").startswith(("08", "40003")):
+            if self._is_idle() and not (error.pgcode or "").startswith(("08", "40003")):
                 raise
             self.close()
             raise ConnectionLost(error) from error
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError):
             self.close()
             raise
 
@@ -93,32 +85,25 @@ class Connection:
         """Close the connection; does not fail."""
         if not self.closed:
             self.closed = True
-            self._wake()
             self._loop.remove_reader(self._fd)
-            self._loop.remove_writer(self._fd)
             self._raw.close()
 
-    def _watch(self) -> None:
-        # Watch only for reading. This is repeated before each further part of an answer, because uvloop stops watching
-        # a socket at its first error.
-        self._loop.remove_writer(self._fd)
-        self._loop.remove_reader(self._fd)
-        self._loop.add_reader(self._fd, self._on_ready)
+    def _is_idle(self) -> bool:
+        return self._raw.get_transaction_status() == TRANSACTION_STATUS_IDLE
 
     def _on_ready(self) -> None:
-        self._wake()
-        # An idle connection becomes readable only when the server closes it.
-        if not self._raw.isexecuting() and self._poll.poll(0):
+        if self._raw.isexecuting():
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+        elif self._poll.poll(0):
+            # An idle connection becomes readable only when the server closes it.
             self.close()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _check_time(self) -> None:
-        # One timer for many statements: creating and cancelling one for each takes 5 µs.
+    def _check(self) -> None:
+        # Let `execute` check the time, find an error after which uvloop stopped watching the socket, and send the rest
+        # of a statement too long for the socket's buffer. One timer for many statements: creating and cancelling one
+        # for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
-        if self._has_timer and self._loop.time() > self._give_up_at:
-            self.close()
-        elif self._has_timer:
-            self._loop.call_later(CHECK_INTERVAL, self._check_time)
+        if self._has_timer:
+            self._on_ready()
+            self._loop.call_later(CHECK_INTERVAL, self._check)

@@ -1,7 +1,7 @@
 """The pool: a process's connections, and the slots that requests wait for."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 
 from backend.core.connect import ConnectionLost, connect, split_hosts
 from backend.core.connection import Connection
@@ -20,10 +20,10 @@ class Pool:
         self.traced = traced
         self._hosts = split_hosts(url)
         self.loop = asyncio.get_running_loop()
-        self._free_slots = size
-        self._slots_per_user = (size + 1) // 2
-        self._used_slots: dict[object, int] = {}
-        self._waiters: dict[object, deque[asyncio.Future[None]]] = {}
+        self._size = size
+        # The user of each slot in use.
+        self._slots: list[object] = []
+        self._waiters: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
         # Last in, first out: under light load a few connections are reused. The others stay open until they are taken
         # and found expired.
         self._idle: list[Connection] = []
@@ -43,7 +43,7 @@ class Pool:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and not waiter.exception():
+            if not waiter.cancelled() and not waiter.exception():
                 self.release_slot(user)
             raise
         finally:
@@ -51,27 +51,22 @@ class Pool:
 
     def release_slot(self, user: object) -> None:
         """Release a slot of `user`, and give it to the first waiting user who has fewer than the maximum."""
-        self._free_slots += 1
-        self._used_slots[user] -= 1
-        if not self._used_slots[user]:
-            del self._used_slots[user]
-        for next_user, waiters in list(self._waiters.items()):
+        self._slots.remove(user)
+        for _ in range(len(self._waiters)):
+            next_user, waiters = self._waiters.popitem(last=False)
             while waiters and waiters[0].done():
                 waiters.popleft()
-            if not waiters:
-                del self._waiters[next_user]
-            elif self._take_slot(next_user):
-                waiters.popleft().set_result(None)
+            if waiters:
                 # Last in the rotation.
-                self._waiters[next_user] = self._waiters.pop(next_user)
-                return
+                self._waiters[next_user] = waiters
+                if self._take_slot(next_user):
+                    waiters.popleft().set_result(None)
+                    return
 
     def _take_slot(self, user: object) -> bool:
-        used = self._used_slots.get(user, 0)
-        if not self._free_slots or used >= self._slots_per_user:
+        if len(self._slots) == self._size or self._slots.count(user) >= (self._size + 1) // 2:
             return False
-        self._free_slots -= 1
-        self._used_slots[user] = used + 1
+        self._slots.append(user)
         return True
 
     async def acquire(self, deadline: float) -> Connection:

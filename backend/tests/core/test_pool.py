@@ -134,6 +134,23 @@ def test_shutdown_closes_connections_that_are_in_use(
         runner.run(shut_down())
 
 
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_statement_longer_than_the_sockets_buffer_is_sent(
+    database_url: str, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def execute() -> list[tuple[int]]:
+        deadline = asyncio.get_running_loop().time() + 20
+        connection = await Pool(database_url, 1, 20).acquire(deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await connection.execute(b"SELECT length(%(text)s)", {"text": "a" * 1_000_000}, deadline)
+        finally:
+            connection.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        assert runner.run(execute()) == [(1_000_000,)]
+
+
 def test_a_connection_released_while_another_is_refused_is_not_missed(proxy: Proxy) -> None:
     async def acquire() -> tuple[Connection, Connection]:
         pool = Pool(proxy.url, 2, 5)
