@@ -100,9 +100,9 @@ class Connection:
             self.close()
 
     def _check(self) -> None:
-        # Let `execute` check the time, find an error after which uvloop stopped watching the socket, and send the rest
-        # of a statement too long for the socket's buffer. One timer for many statements: creating and cancelling one
-        # for each takes 5 µs.
+        # Wakes `execute` to check the time, to notice an error after which uvloop stopped watching the socket, and to
+        # send the rest of a statement that did not fit into the socket's buffer. One timer for many statements:
+        # creating and cancelling one for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
         if self._has_timer:
             self._on_ready()
