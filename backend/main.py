@@ -55,6 +55,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             stack.callback(pool.close)
             # Otherwise each full collection scans all modules and blocks the loop for about 80 ms.
             gc.freeze()
+            # Many concurrent requests hold more objects than Python's 700, and each collection would scan them again.
+            gc.set_threshold(10_000)
             yield {"pool": pool}
 
     app = FastAPI(
