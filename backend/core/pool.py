@@ -57,7 +57,7 @@ class Pool:
             while waiters and waiters[0].done():
                 waiters.popleft()
             if waiters:
-                # Last in the rotation.
+                # Last in the rotation, even if the user has the maximum.
                 self._waiters[next_user] = waiters
                 if self._take_slot(next_user):
                     waiters.popleft().set_result(None)

@@ -114,11 +114,10 @@ class StrictJSONRoute(APIRoute):
     """An APIRoute for coroutine functions that return a Response. It reads bodies as StrictJSONRequest does.
 
     Parameters are scalars in the path or in headers, one model for the query and one for the body. Dependencies are
-    coroutine functions that take the request, or what other dependencies return, and run before the body is read. While
-    the app has `dependency_overrides`, behind `include_router`, and with `max_body_size`, FastAPI's own handler serves
-    the requests.
+    coroutine functions that take the request, or what other dependencies return, and run before the body is read.
 
-    Tracing has no spans for dependencies and endpoints.
+    `serve` handles the requests if `add_routes` declared the route, without spans for dependencies and endpoints in
+    traces. Otherwise, with `max_body_size`, and while the app has `dependency_overrides`, FastAPI's own handler does.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -128,23 +127,25 @@ class StrictJSONRoute(APIRoute):
         self._path_fields = [(field, field.validation_alias or field.alias) for field in self.dependant.path_params]
         self._header_fields = [(field, field.validation_alias or field.alias) for field in self.dependant.header_params]
         self._fastapi_app = self.app
-        if self.max_body_size is None:
-            self.app = self._serve
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            return await handler(StrictJSONRequest(request.scope, request.receive))
+            return await handler(StrictJSONRequest(request.scope, request.receive, request._send))
 
         return handle
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI app of a route of the app itself; it validates a request in a single pass.
+
+        FastAPI's has exit stacks for dependencies with `yield`, which are not supported, and handles exceptions, which
+        the app's ExceptionMiddleware does anyway.
+        """
         if getattr(self.dependency_overrides_provider, "dependency_overrides", None):
             await self._fastapi_app(scope, receive, send)
             return
-        # Without the exit stacks that FastAPI opens for dependencies with `yield`, which are not supported.
-        response = await self._respond(StrictJSONRequest(scope, receive))
+        response = await self._respond(StrictJSONRequest(scope, receive, send))
         await response(scope, receive, send)
 
     async def _respond(self, request: StrictJSONRequest) -> Response:
@@ -188,12 +189,15 @@ def add_routes(
     options = signature(APIRouter.add_api_route).parameters.keys() - {"self", "route_class_override"}
     # FastAPI keeps the routes of `router.frontend` in a list of their own.
     for route in [*router.routes, *router._low_priority_routes]:
-        if not isinstance(route, APIRoute):
+        if type(route) not in (APIRoute, StrictJSONRoute):
             raise TypeError(f"add_routes does not support {type(route).__name__}")
         declared = {name: getattr(route, name) for name in options}
         declared["dependencies"] = [*dependencies, *declared["dependencies"]]
         declared["responses"] = {**responses, **declared["responses"]}
         app.router.add_api_route(**declared, route_class_override=StrictJSONRoute)
+        added = app.router.routes[-1]
+        if isinstance(added, StrictJSONRoute) and added.max_body_size is None:
+            added.app = added.serve
     has_lifespan = type(router.lifespan_context) is not type(APIRouter().lifespan_context)
     if has_lifespan or router.on_startup or router.on_shutdown:
         raise TypeError("add_routes does not support the lifespan of a router")

@@ -176,7 +176,7 @@ def test_a_waiter_that_times_out_while_it_is_cancelled_keeps_no_slot(database_ur
         await pool.acquire_slot("a")
         waiting = asyncio.create_task(pool.acquire_slot("b"))
         await asyncio.sleep(0)
-        # The timeout and this call cancel the task in one iteration of the event loop, before it resumes.
+        # The wait times out and this call cancels the task in one iteration of the event loop, before it resumes.
         asyncio.get_running_loop().call_later(0, waiting.cancel)
         with pytest.raises((TimeoutError, asyncio.CancelledError)):
             await waiting

@@ -24,6 +24,7 @@ from fastapi import (
 )
 from fastapi.security import SecurityScopes
 from pydantic import AliasChoices, BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 
 from backend.core.db import Session, get_session
@@ -259,12 +260,15 @@ def test_what_add_routes_would_leave_out_is_refused_by_name(tmp_path: Path) -> N
     with_frontend.frontend("/ui", directory=tmp_path)
     with_lifespan = APIRouter(lifespan=lambda _: nullcontext())
     with_handler = APIRouter(on_startup=[ok])
+    of_subclass = APIRouter(route_class=type("Subclass", (StrictJSONRoute,), {}))
+    of_subclass.get("/")(ok)
     for router, named in (
         (nested, "IncludedRouter"),
         (mounted, "Mount"),
         (with_frontend, "FrontendRouteGroup"),
         (with_lifespan, "lifespan"),
         (with_handler, "lifespan"),
+        (of_subclass, "Subclass"),
     ):
         with pytest.raises(TypeError, match=f"add_routes does not support .*{named}"):
             add_routes(FastAPI(), router, [], {})
@@ -394,12 +398,12 @@ def test_bodies_are_strict_however_the_route_is_registered(include: bool) -> Non
     assert send(app, "POST", "/", content=empty(), headers=json).status_code == 400
 
 
-@pytest.mark.parametrize("where", ["app", "router", "route"])
+@pytest.mark.parametrize("where", ["router", "route"])
 def test_a_smaller_limit_of_fastapi_for_bodies_applies(where: str) -> None:
     def limit(here: str) -> int | None:
         return 20 if where == here else None
 
-    app = FastAPI(max_body_size=limit("app"))
+    app = FastAPI()
     router = APIRouter(route_class=StrictJSONRoute, max_body_size=limit("router"))
 
     @router.post("/", max_body_size=limit("route"))
@@ -409,6 +413,15 @@ def test_a_smaller_limit_of_fastapi_for_bodies_applies(where: str) -> None:
     add_routes(app, router, [], {})
     assert send(app, "POST", "/", json={"value": 1}).text == "1"
     assert send(app, "POST", "/", json={"value": 10**20}).status_code == 413
+
+
+def test_middleware_around_a_mounted_router_sees_the_response_to_an_exception() -> None:
+    router = APIRouter(route_class=StrictJSONRoute)
+    router.get("/", dependencies=[Depends(refuse)])(ok)
+    app = FastAPI()
+    app.mount("/v1", CORSMiddleware(router, allow_origins=["*"]))
+    answer = send(app, "GET", "/v1/", headers={"Origin": "https://app.example.com"})
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (403, "*")
 
 
 @pytest.mark.parametrize("include", [False, True], ids=["add_routes", "include_router"])
