@@ -18,7 +18,7 @@ from backend.main import create_app
 from backend.tests.concurrency import until
 from backend.tests.database import execute
 from backend.tests.errors import assert_error
-from backend.tests.proxy import Proxy, proxied
+from backend.tests.proxy import Ending, Proxy, proxied
 from backend.tests.serving import in_thread, settings
 
 
@@ -149,6 +149,41 @@ def test_a_statement_longer_than_the_sockets_buffer_is_sent(
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         assert runner.run(execute()) == [(1_000_000,)]
+
+
+@pytest.mark.parametrize("cause", [TimeoutError, asyncio.CancelledError])
+def test_a_connection_whose_statement_is_given_up_is_closed(database_url: str, cause: type[BaseException]) -> None:
+    async def give_up() -> Connection:
+        now = asyncio.get_running_loop().time()
+        connection = await Pool(database_url, 1, 5).acquire(now + 5)
+        deadline = now if cause is TimeoutError else now + 20
+        # PostgreSQL does not cancel it, because it does not set statement_timeout.
+        statement = asyncio.create_task(connection.execute(b"SELECT pg_sleep(20)", {}, deadline))
+        await asyncio.sleep(0)  # it is sent now
+        if cause is asyncio.CancelledError:
+            statement.cancel()
+        with pytest.raises(cause):
+            await statement
+        return connection
+
+    assert asyncio.run(give_up()).closed
+
+
+@pytest.mark.parametrize("ending", ["FIN", "RST"])
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_idle_connection_is_closed_when_the_server_closes_it(
+    proxy: Proxy, ending: Ending, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def cut() -> None:
+        pool = Pool(proxy.url, 1, 5)
+        connection = await pool.acquire(asyncio.get_running_loop().time() + 5)
+        pool.release(connection)
+        assert await asyncio.to_thread(proxy.cut_idle, ending) == 1
+        # Otherwise the event loop would report it as readable again and again.
+        await asyncio.to_thread(until, lambda: connection.closed)
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(cut())
 
 
 def test_a_connection_released_while_another_is_refused_is_not_missed(proxy: Proxy) -> None:
