@@ -169,6 +169,24 @@ def test_a_connection_whose_statement_is_given_up_is_closed(database_url: str, c
     assert asyncio.run(give_up()).closed
 
 
+def test_a_statement_without_time_left_is_not_without_a_limit(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.core.connection.ANSWER_GRACE", 10)
+    sql = b"SET LOCAL statement_timeout = %(statement_timeout)s; SELECT pg_sleep(20)"
+
+    async def run() -> None:
+        now = asyncio.get_running_loop().time()
+        connection = await Pool(database_url, 1, 5).acquire(now + 5)
+        try:
+            await connection.execute(sql, {}, now)
+        finally:
+            connection.close()
+
+    with pytest.raises(psycopg2.errors.QueryCanceled):
+        asyncio.run(run())
+
+
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_an_idle_connection_is_closed_when_the_server_closes_it(
