@@ -63,11 +63,17 @@ class Connection:
             self._cursor.execute(sql, {**parameters, "statement_timeout": int(seconds * 1000)})
             if not self._has_timer:
                 self._check()
-            while self._raw.poll() != POLL_OK:
+            state = self._raw.poll()
+            while state != POLL_OK:
                 if self._loop.time() > give_up_at:
                     raise TimeoutError
                 self._waiter = self._loop.create_future()
                 await self._waiter
+                state = self._raw.poll()
+                if state != POLL_OK:
+                    # uvloop stops watching a socket at its first error.
+                    self._loop.remove_reader(self._fd)
+                    self._loop.add_reader(self._fd, self._on_ready)
             if not self._is_idle():
                 raise psycopg2.OperationalError("the session is still inside a transaction")
             return self._cursor.fetchall()
@@ -100,9 +106,8 @@ class Connection:
             self.close()
 
     def _check(self) -> None:
-        # Wakes `execute` to check the time, to notice an error after which uvloop stopped watching the socket, and to
-        # send the rest of a statement that did not fit into the socket's buffer. One timer for many statements:
-        # creating and cancelling one for each takes 5 µs.
+        # Wakes `execute` to check the time, and to send the rest of a statement that did not fit into the socket's
+        # buffer. One timer for many statements: creating and cancelling one for each takes 5 µs.
         self._has_timer = not self.closed and self._raw.isexecuting()
         if self._has_timer:
             self._on_ready()

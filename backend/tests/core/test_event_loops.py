@@ -64,7 +64,7 @@ def running(
 @pytest.mark.parametrize("fault", ["before the statement", "before the answer", "in the answer"])
 @pytest.mark.parametrize(("method", "body"), [("GET", None), ("PUT", {"title": "new"})])
 @pytest.mark.parametrize("paused", [True, False])
-def test_a_repeatable_request_whose_connection_closes_is_answered_before_the_time_limit(
+def test_a_repeatable_request_whose_connection_closes_is_answered_immediately(
     running: Running, tasks: str, ending: Ending, fault: Fault, method: str, body: object, paused: bool
 ) -> None:
     client, proxy, _ = running
@@ -81,7 +81,7 @@ def test_a_repeatable_request_whose_connection_closes_is_answered_before_the_tim
 
 @pytest.mark.parametrize("ending", ["FIN", "RST"])
 @pytest.mark.parametrize("fault", ["before the answer", "in the answer"])
-def test_a_toggle_whose_connection_closes_is_answered_before_the_time_limit(
+def test_a_toggle_whose_connection_closes_is_answered_immediately(
     running: Running, tasks: str, ending: Ending, fault: Fault
 ) -> None:
     client, proxy, _ = running
