@@ -7,9 +7,10 @@ from fastapi import APIRouter
 from sqlmodel import SQLModel
 
 from backend.api.responses import ALWAYS
-from backend.core.db import SessionDep, Statement
+from backend.core.db import SessionDep
 from backend.core.errors import SCHEMA_MISMATCH, unavailable
 from backend.core.schema import HEAD
+from backend.core.statement import Statement
 
 router = APIRouter(prefix="/health", tags=["health"])
 

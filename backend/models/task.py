@@ -12,7 +12,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Field, SQLModel
 
 from backend.core.connection import Parameter
-from backend.core.db import Session, Statement
+from backend.core.db import Session
+from backend.core.statement import Statement
 from backend.core.types import Completed, Cursor, Description, Flag, Limit, Offset, Omittable, Search, Timestamp, Title
 from backend.models.user import User
 

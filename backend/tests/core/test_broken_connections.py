@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from fastapi import Request
 
 from backend.core import schema
-from backend.core.db import Session, Statement
+from backend.core.db import Session
 from backend.core.errors import MAYBE_WRITTEN, NOT_WRITTEN
 from backend.core.pool import Pool
+from backend.core.statement import Statement
 from backend.tests.concurrency import Call, send_concurrently, until
 from backend.tests.database import WAITING, execute
 from backend.tests.errors import assert_error
