@@ -20,7 +20,7 @@ class Statement(Generic[Row]):
     """A SQLAlchemy expression, compiled once; every value in it is a named `bindparam`.
 
     `name` is for logs and traces. `retry` may also be an idempotent statement that a retry sends instead of this one.
-    `row` turns a row's columns and the parameters into an item of `exec`'s result.
+    `row` turns a row's columns and the parameters into an item of the result of `Session.exec`.
     """
 
     def __init__(
